@@ -1,0 +1,238 @@
+"""What a handler sees while it runs: `JobContext`, and the same for handlers that block.
+
+A context awaits nothing but its port. That is what makes the blocking view possible: it drives the very same coroutines
+over a port that blocks instead of suspending, one `send(None)` each, so that there is one implementation and no loop in
+the handler's thread. Folders, time and the database are behind the port too: nothing here touches the world.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, TypeVar, cast, overload
+from uuid import UUID
+
+from jobkit.interfaces import Interrupt
+from jobkit.model import Progress
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from typing_extensions import Self
+
+    from jobkit.interfaces import Port, Work
+    from jobkit.model import Json
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class ContextBase:
+    """The members that are the same in both views."""
+
+    __slots__ = ("_pack", "_port", "_work")
+
+    def __init__(self, work: Work, port: Port, pack: Callable[[], bytes]) -> None:
+        """Made by an executor.
+
+        Args:
+            work: The attempt.
+            port: The way out.
+            pack: Packs the job's present state.
+        """
+        self._work, self._port, self._pack = work, port, pack
+
+    @property
+    def id(self) -> UUID:
+        """The job's id."""
+        return UUID(self._work.job_id)
+
+    @property
+    def name(self) -> str:
+        """The job's registered name."""
+        return self._work.name
+
+    @property
+    def attempt(self) -> int:
+        """The attempt's number, from 1; it rises at every claim and fences every write."""
+        return self._work.attempt
+
+    @property
+    def node(self) -> str:
+        """The node that runs this attempt."""
+        return self._work.node
+
+    @property
+    def metadata(self) -> Mapping[str, Json]:
+        """The metadata given at dispatch."""
+        return self._work.metadata
+
+    @property
+    def resources(self) -> Mapping[str, Any]:
+        """What the application gave its manager for handlers."""
+        return self._port.resources
+
+    @property
+    def is_resuming(self) -> bool:
+        """Whether an earlier attempt was made."""
+        return self._work.attempt > 1
+
+    @property
+    def data_dir(self) -> Path:
+        """The job's own folder, kept over all attempts; made on first use, removed with the job."""
+        return self._port.folder(of_attempt=False)
+
+    @property
+    def output_dir(self) -> Path:
+        """This attempt's own folder; made on first use."""
+        return self._port.folder(of_attempt=True)
+
+    def once_key(self, name: str) -> str:
+        """Make an idempotency key for a call to an outside system.
+
+        Args:
+            name: What the call does, unique within the job.
+
+        Returns:
+            A text that is the same in every attempt of this job, and in no other job.
+        """
+        return f"{self._work.job_id}:{name}"
+
+    def progress(
+        self,
+        progress: float | Progress | None = None,
+        *,
+        completed: float | None = None,
+        total: float | None = None,
+        unit: str | None = None,
+        phase: str | None = None,
+        message: str | None = None,
+        data: Json = None,
+    ) -> None:
+        """Say how far the job has come. Never blocks and never raises; what is too frequent is left out, the last is not.
+
+        Args:
+            progress: 0.0 to 1.0, or a whole `Progress`. With nothing given the progress is indeterminate.
+            completed: Units done.
+            total: Units in all; with `completed` it gives the fraction.
+            unit: What is counted.
+            phase: The part of the work under way.
+            message: One line for people.
+            data: Anything JSON can say.
+        """
+        if not isinstance(progress, Progress):
+            progress = Progress(_fraction(progress, completed, total), completed, total, unit, phase, message, data)
+        self._port.report(progress)
+
+    def log(self, message: str, *, level: str = "info", **fields: object) -> None:
+        """Write a line to the job's log. Never raises.
+
+        Args:
+            message: The line.
+            level: `"debug"`, `"info"`, `"warning"` or `"error"`.
+            **fields: Details, kept beside it.
+        """
+        self._port.log(message, level, fields)
+
+    def warn(self, message: str, **fields: object) -> None:
+        """Write a warning to the job's log. Never raises.
+
+        Args:
+            message: The line.
+            **fields: Details, kept beside it.
+        """
+        self._port.log(message, "warning", fields)
+
+
+def _fraction(given: float | None, completed: float | None, total: float | None) -> float | None:
+    try:
+        if given is None and completed is not None and total is not None:
+            given = completed / total if total else 1.0
+        return None if given is None else min(1.0, max(0.0, float(given)))
+    except (TypeError, ValueError, ArithmeticError):
+        return None
+
+
+class JobContext(ContextBase):
+    """A running handler's view of its job."""
+
+    __slots__ = ()
+
+    async def checkpoint(self) -> None:
+        """Save the job's state now; on return it is durable, and every later attempt starts from it or a newer one.
+
+        Raises:
+            Interrupt: The state is saved and the handler is to stop; let it through.
+            LeaseLost: Another attempt has taken over; nothing was saved.
+            SerializationError: A state field holds what can't be stored; nothing was saved.
+            StateTooLarge: The state is over the limit; nothing was saved.
+        """
+        await self._port.save(self._pack())
+
+    async def check_interrupt(self) -> None:
+        """Stop here if a pause, cancel, time-out or shutdown is wanted, saving the state first as `checkpoint` would.
+
+        Raises:
+            Interrupt: The state is saved and the handler is to stop; let it through.
+            LeaseLost: Another attempt has taken over.
+        """
+        if self._port.due() is not None:
+            await self._port.save(self._pack())
+        await self._port.breathe()
+
+
+def drive(coroutine: Coroutine[Any, Any, R]) -> R:
+    """Run a coroutine that awaits nothing but a blocking port, to its end, without a loop.
+
+    Args:
+        coroutine: The coroutine; it is used up.
+
+    Returns:
+        Its result.
+
+    Raises:
+        RuntimeError: It awaited something else.
+    """
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return cast("R", end.value)
+    coroutine.close()
+    message = "a sync handler awaited something that is not its context: make run() async, or call a blocking function"
+    raise RuntimeError(message)
+
+
+class _blocking(Generic[P, R]):  # noqa: N801  used as a decorator would be
+    """A method of `JobContext`, seen from a thread."""
+
+    def __init__(self, method: Callable[Concatenate[JobContext, P], Coroutine[Any, Any, R]]) -> None:
+        self._method = method
+        self.__doc__ = method.__doc__
+
+    @overload
+    def __get__(self, view: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, view: BlockingJobContext, owner: type) -> Callable[P, R]: ...
+    def __get__(self, view: BlockingJobContext | None, owner: type) -> Self | Callable[P, R]:
+        if view is None:
+            return self
+
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            return drive(self._method(view._awaited, *args, **kwargs))  # noqa: SLF001  the two are one
+
+        return call
+
+
+class BlockingJobContext(ContextBase):
+    """The same view for a sync handler, which runs in a thread: same names, no `await`."""
+
+    __slots__ = ("_awaited",)
+
+    def __init__(self, work: Work, port: Port, pack: Callable[[], bytes]) -> None:
+        super().__init__(work, port, pack)
+        self._awaited = JobContext(work, port, pack)
+
+    checkpoint: Final = _blocking(JobContext.checkpoint)
+    check_interrupt: Final = _blocking(JobContext.check_interrupt)
+
+
+__all__ = ["BlockingJobContext", "ContextBase", "Interrupt", "JobContext", "drive"]

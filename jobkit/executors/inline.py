@@ -1,0 +1,83 @@
+"""The inline executor: an async handler on the manager's own event loop.
+
+The cheapest place and the usual one. A sync hook of an async job runs in a thread, with the blocking view.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from anyio import to_thread
+from anyio.lowlevel import checkpoint
+
+from jobkit.context import BlockingJobContext, JobContext
+from jobkit.executors.handler import perform
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from jobkit.interfaces import InterruptKind, Link, Outcome, Work
+    from jobkit.model import Progress
+    from jobkit.registration import Registry
+
+
+class LoopPort:
+    """A context's way out on the event loop: it suspends."""
+
+    __slots__ = ("_link",)
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    async def save(self, state: bytes) -> None:
+        await self._link.save(state)
+
+    async def breathe(self) -> None:
+        await checkpoint()
+
+    def due(self) -> InterruptKind | None:
+        return self._link.due()
+
+    def report(self, progress: Progress) -> None:
+        self._link.report(progress)
+
+    def log(self, message: str, level: str, fields: Mapping[str, object]) -> None:
+        self._link.log(message, level, fields)
+
+    def folder(self, *, of_attempt: bool) -> Path:
+        return self._link.folder(of_attempt=of_attempt)
+
+    @property
+    def resources(self) -> Mapping[str, Any]:
+        return self._link.resources
+
+
+class ThreadPort(LoopPort):
+    """A context's way out in a thread: it blocks, and its coroutines never suspend."""
+
+    __slots__ = ()
+
+    async def save(self, state: bytes) -> None:
+        self._link.save_blocking(state)
+
+    async def breathe(self) -> None:
+        """A thread shares its processor by itself."""
+
+
+class InlineExecutor:
+    """Runs handlers on the event loop of whoever calls `run`."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def run(self, work: Work, link: Link) -> Outcome:
+        """Run one attempt to its end; cancelling the call cancels the handler."""
+
+        async def invoke(method: Callable[[Any], Any], pack: Callable[[], bytes]) -> Any:
+            if inspect.iscoroutinefunction(method):
+                return await method(JobContext(work, LoopPort(link), pack))
+            return await to_thread.run_sync(method, BlockingJobContext(work, ThreadPort(link), pack))
+
+        return await perform(self._registry.get(work.name), work, link, invoke)

@@ -1,0 +1,49 @@
+"""The thread executor: a sync handler in a thread of its own.
+
+The whole attempt happens there, unpacking and packing included, so a blocking handler never stops the event loop. Its
+checkpoints go straight from the thread to the writer: they work even while the loop is blocked. A thread can't be
+stopped: when the call is cancelled it is left behind, and the link that the runner has closed keeps its word from counting.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from anyio import from_thread
+from anyio.lowlevel import current_token
+
+from jobkit.context import BlockingJobContext, JobContext, drive
+from jobkit.executors.handler import failure_of, perform
+from jobkit.executors.inline import LoopPort, ThreadPort
+from jobkit.interfaces import Failed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jobkit.interfaces import Link, Outcome, Threads, Work
+    from jobkit.registration import Registry
+
+
+class ThreadExecutor:
+    """Runs each handler in a new thread that does not keep the process alive."""
+
+    def __init__(self, registry: Registry, threads: Threads) -> None:
+        self._registry, self._threads = registry, threads
+
+    async def run(self, work: Work, link: Link) -> Outcome:
+        """Run one attempt to its end; cancelling the call leaves its thread behind."""
+        token = current_token()
+
+        async def invoke(method: Callable[[Any], Any], pack: Callable[[], bytes]) -> Any:
+            if inspect.iscoroutinefunction(method):
+                return from_thread.run(method, JobContext(work, LoopPort(link), pack), token=token)
+            return method(BlockingJobContext(work, ThreadPort(link), pack))
+
+        def attempt() -> Outcome:
+            try:
+                return drive(perform(self._registry.get(work.name), work, link, invoke))
+            except BaseException as error:  # noqa: BLE001  the wall around a handler: sys.exit() ends a thread, no more
+                return Failed(failure_of(error))
+
+        return await self._threads.run(attempt, f"jobkit {work.name} {work.job_id}")

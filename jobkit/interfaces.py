@@ -1,0 +1,452 @@
+"""Every seam on one page: what the runtime needs of the world, and what crosses.
+
+A seam is a Protocol; the values that cross it stand beside it. The store takes *writes* and answers each with a value or
+an error; the executor takes *work* and answers with an *outcome*; a handler's context reaches the runtime through a
+*port*. Clock, ids and threads are seams too, so that the whole runtime can run in simulated time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+    from datetime import datetime
+    from pathlib import Path
+    from uuid import UUID
+
+    from jobkit.lifecycle import Cause, Standing, Transition
+    from jobkit.model import Event, Failure, JobFilter, JobRecord, JobStats, JobStatus, Json, Page, Progress
+
+T = TypeVar("T")
+
+InterruptKind: TypeAlias = Literal["cancel", "time-out", "pause", "shutdown", "suspend"]
+"""Why a handler is stopped, strongest first."""
+
+
+class Interrupt(BaseException):  # noqa: N818  not an error: a request to stop that a handler lets through
+    """Stops a handler at a checkpoint. Let it through; clean up in `finally`.
+
+    It derives from `BaseException`, so that `except Exception` cannot swallow a pause.
+
+    Attributes:
+        kind: Why: `"cancel"`, `"time-out"`, `"pause"`, `"shutdown"` or `"suspend"`.
+    """
+
+    def __init__(self, kind: InterruptKind) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
+# ── the store: writes, and what they come to ──
+
+
+class NewJob(NamedTuple):
+    """A job to be stored. Texts are stored as they are; `tags` and `metadata` are indexed too."""
+
+    id: str
+    name: str
+    version: int
+    queue: str
+    priority: int
+    resumable: bool
+    params: dict[str, Json]
+    params_data: bytes
+    state: bytes | None = None
+    key: str | None = None
+    label: str | None = None
+    description: str | None = None
+    user: str | None = None
+    tags: tuple[str, ...] = ()
+    metadata: Mapping[str, Json] = {}  # noqa: RUF012  never written to
+
+
+class Insert(NamedTuple):
+    """Store jobs, all or none. Answered by a tuple of `Stored`, or `KeyConflict`."""
+
+    jobs: tuple[NewJob, ...]
+
+
+class Stored(NamedTuple):
+    """Where a new job went: its own id, or that of the job that had its key."""
+
+    id: str
+    created: bool
+
+
+class Change(NamedTuple):
+    """Let a cause act on a job, with what belongs to it. Answered by a `Transition`, or by why it can't be.
+
+    Attributes:
+        job_id: The job.
+        cause: What happened.
+        expected: The standing that the writer knows. An attempt and a sweep give it: if the job has another attempt or
+            status by now, nothing is changed and the answer is `LeaseLost`. A request gives None: it acts on what is there.
+        node: The node that starts it (claim).
+        state: The sealed state to save (checkpoint).
+        progress: The latest progress.
+        output: The result, packed and as JSON (complete).
+        failure: Why it failed (fail, unloadable).
+    """
+
+    job_id: str
+    cause: Cause
+    expected: Standing | None = None
+    state: bytes | None = None
+    progress: Progress | None = None
+    output: tuple[bytes, Json] | None = None
+    failure: Failure | None = None
+
+
+class Claim(NamedTuple):
+    """Start up to `room` queued jobs. Answered by a list of `Claimed`, best first; `LeaseLost` if the life is over.
+
+    Attributes:
+        life: The claiming life's id.
+        node: Its node's name.
+        room: How many jobs at most.
+        versions: What it can run: the newest known version by name.
+        queues: The queues to serve; None for all.
+    """
+
+    life: str
+    node: str
+    room: int
+    versions: Mapping[str, int]
+    queues: tuple[str, ...] | None = None
+
+
+class Claimed(NamedTuple):
+    """A job that was started: its standing, and what its handler needs."""
+
+    transition: Transition
+    name: str
+    version: int
+    params_data: bytes
+    state: bytes | None
+    metadata: dict[str, Json]
+
+
+class Life(NamedTuple):
+    """One run of a manager.
+
+    Attributes:
+        id: Its own id; also the name of its lock.
+        node: The node's name, for people.
+        host: The machine.
+        boot_id: The machine's present boot.
+        pid: Its process.
+        working: Whether it runs jobs.
+        versions: What it can run.
+        started_at: When it began.
+        lease_until: Until when it may be taken to be alive without further proof.
+        ended_at: When it ended or was found dead.
+    """
+
+    id: str
+    node: str
+    host: str
+    boot_id: str
+    pid: int
+    working: bool
+    versions: Mapping[str, int]
+    started_at: datetime | None = None
+    lease_until: datetime | None = None
+    ended_at: datetime | None = None
+
+
+class Register(NamedTuple):
+    """Enter a life. Answered by its `lease_until`."""
+
+    life: Life
+    lease_s: float
+
+
+class Renew(NamedTuple):
+    """Renew a life's lease. Answered by the new `lease_until`; `LeaseLost` if it was found dead meanwhile."""
+
+    life: str
+    lease_s: float
+
+
+class Retire(NamedTuple):
+    """Note that a life is over. Answered by True if it wasn't noted before."""
+
+    life: str
+
+
+Write: TypeAlias = Insert | Change | Claim | Register | Renew | Retire
+
+
+class Ended(NamedTuple):
+    """What a caller who waits for a result needs to know of a job."""
+
+    name: str
+    status: JobStatus
+    reason: str | None
+    output: bytes | None
+    failure: Failure | None
+
+
+@runtime_checkable
+class Store(Protocol):
+    """The database. Synchronous: it knows no event loop; `commit` is called from one thread, reads from any."""
+
+    @property
+    def location(self) -> str:
+        """Where it is, for people; passwords masked."""
+        ...
+
+    def open(self) -> None:
+        """Connect, and create or upgrade the schema.
+
+        Raises:
+            StoreUnavailable: It can't be reached, read or written.
+            SchemaMismatch: A newer release wrote it.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of every connection and file."""
+        ...
+
+    def commit(self, batch: Sequence[Write]) -> list[Any]:
+        """Apply the writes in their order, in one transaction.
+
+        Args:
+            batch: The writes; no two for one job.
+
+        Returns:
+            For each write its answer, or the exception that it alone has earned.
+
+        Raises:
+            StoreUnavailable: Nothing of the batch was applied.
+        """
+        ...
+
+    def get(self, job_id: str) -> JobRecord | None: ...
+    def ended(self, job_id: str) -> Ended | None: ...
+    def page(self, where: JobFilter, limit: int, cursor: str | None) -> Page[JobRecord]: ...
+    def stats(self, where: JobFilter) -> JobStats: ...
+
+    def events(self, job_id: str | None, after: str | None, types: Sequence[str] | None, limit: int) -> list[Event]:
+        """Read stored events in order, of one job or of all, after a cursor."""
+        ...
+
+    def state(self, job_id: str) -> tuple[int, bytes] | None:
+        """The number of the latest checkpoint and its sealed state."""
+        ...
+
+    def lives(self) -> list[Life]:
+        """All lives that are not over."""
+        ...
+
+    def orphans(self, limit: int) -> list[Standing]:
+        """Jobs whose owner's life is over: running or assigned there, or paused by its shutdown."""
+        ...
+
+    def claimable(self, versions: Mapping[str, int], queues: Sequence[str] | None) -> bool:
+        """Whether a claim would find anything."""
+        ...
+
+    def now(self) -> datetime:
+        """The database's time."""
+        ...
+
+    def hold(self, life: str) -> Hold | None:
+        """Take hold of a new life's lock; None where lives are judged by their leases alone."""
+        ...
+
+    def prove_dead(self, life: Life) -> bool | None:
+        """Whether a life's process is gone: True if proven, False if alive, None if it can't be told from here."""
+        ...
+
+
+class Hold(Protocol):
+    """A life's proof of being alive, held open for as long as it lives."""
+
+    def release(self) -> None: ...
+
+
+# ── the executor: work, and what it comes to ──
+
+
+class Work(NamedTuple):
+    """One attempt, as it crosses to wherever the handler runs: bytes and plain values alone."""
+
+    job_id: str
+    name: str
+    version: int
+    attempt: int
+    params: bytes
+    state: bytes | None
+    metadata: dict[str, Json]
+    node: str
+
+
+class Completed(NamedTuple):
+    """The handler returned: its output, packed and as JSON."""
+
+    output: bytes
+    shown: Json
+
+
+class Failed(NamedTuple):
+    """The handler raised."""
+
+    failure: Failure
+
+
+class Interrupted(NamedTuple):
+    """The handler let an interrupt through; its state is saved unless it was stopped by force."""
+
+    kind: InterruptKind
+
+
+class Unloadable(NamedTuple):
+    """The stored bytes could not be made into a job; no code of the user's was run."""
+
+    reason: Literal["corrupt_state", "needs_migration", "unknown_job"]
+    failure: Failure
+
+
+class Fenced(NamedTuple):
+    """The attempt lost its lease; nothing that it says counts any more."""
+
+
+Outcome: TypeAlias = Completed | Failed | Interrupted | Unloadable | Fenced
+
+
+class Link(Protocol):
+    """An executor's way back to the runtime. Every method may be called from any thread."""
+
+    async def save(self, state: bytes) -> None:
+        """Save a packed state and return once it is durable.
+
+        Raises:
+            Interrupt: It is saved, and the handler is to stop.
+            LeaseLost: Another attempt holds the job; nothing was saved.
+            StateTooLarge: Nothing was saved.
+        """
+        ...
+
+    def save_blocking(self, state: bytes) -> None:
+        """Do the same as `save`, for a thread that may block."""
+        ...
+
+    def due(self) -> InterruptKind | None:
+        """Why the handler should stop at its next checkpoint, if it should."""
+        ...
+
+    def report(self, progress: Progress) -> None:
+        """Take note of the latest progress; never blocks."""
+        ...
+
+    def log(self, message: str, level: str, fields: Mapping[str, object]) -> None:
+        """Take a line for the job's log; never blocks."""
+        ...
+
+    def folder(self, *, of_attempt: bool) -> Path:
+        """Make the job's folder, or that of this attempt, and answer its path."""
+        ...
+
+    @property
+    def resources(self) -> Mapping[str, Any]:
+        """What the application gave the manager for its handlers."""
+        ...
+
+
+class Executor(Protocol):
+    """Carries a handler to where it runs. Retries, leases and checkpoints are the runtime's."""
+
+    async def run(self, work: Work, link: Link) -> Outcome:
+        """Run one attempt to its end; cancelling the call stops the handler, or fences off what can't be stopped."""
+        ...
+
+
+class Port(Protocol):
+    """A context's way out. On a loop it suspends; in a thread it blocks and never suspends."""
+
+    async def save(self, state: bytes) -> None: ...
+    async def breathe(self) -> None: ...
+    def due(self) -> InterruptKind | None: ...
+    def report(self, progress: Progress) -> None: ...
+    def log(self, message: str, level: str, fields: Mapping[str, object]) -> None: ...
+    def folder(self, *, of_attempt: bool) -> Path: ...
+    @property
+    def resources(self) -> Mapping[str, Any]: ...
+
+
+# ── time, chance and threads ──
+
+
+class Clock(Protocol):
+    """Time. Durations are measured by `monotonic`; due times and leases go by the database's clock."""
+
+    def now(self) -> datetime | None:
+        """The time that the database is to use; None for its own."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds from an arbitrary start."""
+        ...
+
+    def wall(self) -> datetime:
+        """This node's own time (aware), for what is shown; nothing is decided by it."""
+        ...
+
+    async def wait(self, signal: Signal, seconds: float) -> bool:
+        """Wait until a signal is set or the time is over; answer whether it was set."""
+        ...
+
+
+class Signal(Protocol):
+    """What a task waits for: an `anyio.Event`."""
+
+    def is_set(self) -> bool: ...
+    async def wait(self) -> None: ...
+
+
+class Ids(Protocol):
+    """Where new ids come from."""
+
+    def new(self) -> UUID:
+        """Make an id that sorts after all that were made here before."""
+        ...
+
+
+class Threads(Protocol):
+    """Where threads come from, and how they wait. None of them keeps the process alive."""
+
+    def start(self, run: Callable[[], None], name: str) -> None:
+        """Run a function in a thread of its own."""
+        ...
+
+    async def run(self, call: Callable[[], T], name: str) -> T:
+        """Run a function in a thread of its own and wait for its result; if cancelled, leave it behind."""
+        ...
+
+    def wait(self, signal: threading.Event, seconds: float) -> bool:
+        """Wait in a thread until a signal is set or the time is over; answer whether it was set."""
+        ...
+
+
+# ── extension: two seams, given to the manager ──
+
+
+class Attempt(NamedTuple):
+    """What middleware sees of an attempt."""
+
+    job_id: UUID
+    name: str
+    attempt: int
+    resuming: bool
+    metadata: Mapping[str, Json]
+
+
+Middleware: TypeAlias = "Callable[[Attempt, Callable[[], Awaitable[Outcome]]], Coroutine[Any, Any, Outcome]]"
+"""Wraps one attempt: is called with it and with the rest of the chain, and answers the outcome."""
+
+Observer: TypeAlias = "Callable[[Transition], None]"
+"""Hears each transition that this process has committed; can change nothing and must not block."""

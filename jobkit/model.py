@@ -1,0 +1,411 @@
+"""The nouns: what a job is, seen from outside.
+
+Plain values without behaviour beyond reading themselves. Nothing here decides: `lifecycle` decides, the store writes.
+All times are aware UTC datetimes; all durations are seconds and say so in their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from enum import IntEnum, StrEnum
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
+from uuid import UUID
+
+from jobkit.errors import InvalidFilter, InvalidJobId
+
+if TYPE_CHECKING:
+    from typing import Never, Self
+
+T = TypeVar("T")
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+"""A value that JSON can say."""
+
+Wanted: TypeAlias = Literal["pause", "cancel"]
+"""What was asked of a running job and not yet done."""
+
+
+class JobStatus(StrEnum):
+    """Where a job stands. Other systems' words and any letter case are understood: `JobStatus("PENDING")`."""
+
+    SCHEDULED = "scheduled"
+    WAITING = "waiting"
+    QUEUED = "queued"
+    ASSIGNED = "assigned"
+    RUNNING = "running"
+    PAUSED = "paused"
+    HELD = "held"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+    LOST = "lost"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether a job in this status is finished for good."""
+        return self in TERMINAL
+
+    @classmethod
+    def _missing_(cls, value: object) -> JobStatus | None:
+        if not isinstance(value, str):
+            return None
+        word = value.strip().lower()
+        word = _SYNONYMS.get(word, word)
+        return next((status for status in cls if status.value == word), None)
+
+
+_SYNONYMS: Final = {"pending": "queued", "succeeded": "completed", "canceled": "cancelled", "timeout": "timed_out"}
+
+TERMINAL: Final = frozenset(
+    {JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.TIMED_OUT, JobStatus.LOST},
+)
+
+
+class Priority(IntEnum):
+    """How urgent a job is; any integer may be used, these are the named ones."""
+
+    LOW = 1
+    NORMAL = 5
+    HIGH = 10
+    CRITICAL = 15
+
+
+class ControlOutcome(StrEnum):
+    """What a request to control a job came to."""
+
+    ACCEPTED = "accepted"
+    ALREADY_FINISHED = "already_finished"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job has come.
+
+    Attributes:
+        fraction: 0.0 to 1.0, or None if it can't be told.
+        completed: Units done.
+        total: Units in all.
+        unit: What is counted: `"files"`, `"bytes"`.
+        phase: The part of the work under way.
+        message: One line for people.
+        data: Anything JSON can say, for programs.
+    """
+
+    fraction: float | None = None
+    completed: float | None = None
+    total: float | None = None
+    unit: str | None = None
+    phase: str | None = None
+    message: str | None = None
+    data: Json = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt failed, as text: the exception itself never leaves its process.
+
+    Attributes:
+        type: The exception's class name.
+        message: Its text, cleaned of control characters and cut to 8 KiB.
+        traceback: The formatted traceback, cut to the last 8 KiB; empty if there was none.
+    """
+
+    type: str
+    message: str
+    traceback: str = ""
+
+
+class Event(NamedTuple):
+    """One thing that happened to a job.
+
+    Attributes:
+        job_id: The job.
+        seq: 1, 2, 3… per job without gaps; `progress` and `checkpoint` are live only and repeat the last stored number.
+        type: What happened: `"created"`, `"started"`, `"completed"`…
+        status: The job's status after it.
+        message: One line for people.
+        data: Details, as JSON.
+        at: When, by the database's clock.
+        cursor: Where a reader of all jobs goes on from; empty for a live event.
+    """
+
+    job_id: UUID
+    seq: int
+    type: str
+    status: JobStatus
+    message: str | None
+    data: Json
+    at: datetime
+    cursor: str = ""
+
+
+EVENT_TYPES: Final = (
+    "created", "scheduled", "waiting", "queued", "assigned", "started", "progress", "checkpoint", "log",
+    "pause_requested", "cancel_requested", "paused", "resumed", "retried", "held", "released",
+    "completed", "failed", "cancelled", "timed_out", "lost",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRecord:
+    """One job as it is stored.
+
+    Attributes:
+        id: Its id, a UUID of version 7.
+        name: The registered job name.
+        version: The class version that wrote its parameters.
+        label: A short name for people.
+        description: A line for people; the class's own by default.
+        status: Where it stands.
+        reason: Why it is paused (`user`, `shutdown`) or held (`corrupt_state`, …).
+        wanted: `"pause"` or `"cancel"` if that was asked of it while running.
+        queue: The queue it waits in.
+        priority: Higher is claimed sooner.
+        params: Its parameters as JSON; secrets are masked.
+        progress: The latest progress that was stored.
+        output: Its result as JSON, once completed.
+        error: Why the last attempt failed.
+        attempt: 0 until the first claim; rises at every claim and fences every write.
+        retry_count: Automatic retries so far.
+        max_retries: How many it may have.
+        crash_count: Deaths of its worker since the last checkpoint.
+        checkpoint_seq: 0 until the first checkpoint; each adds 1.
+        created_at: When it was dispatched.
+        scheduled_at: When it is due, if it was given a time.
+        started_at: When it first started.
+        completed_at: When it reached a terminal status.
+        last_checkpoint_at: When its state was last saved.
+        duration_s: Seconds of running time over all attempts; for a running job up to the last transition.
+        node: The node that runs it, or ran it last.
+        lease_deadline: Until when its owner's lease holds.
+        user: Who started it.
+        tags: Free words to find it by.
+        metadata: Free JSON; its top-level scalars can be filtered.
+        parent_id: The job that spawned it.
+        depends_on: Jobs that it waits for.
+        retry_of: The job that it is a new run of.
+        forked_from: The job whose checkpoint it started from.
+        key: Its idempotency key.
+    """
+
+    id: UUID
+    name: str
+    version: int
+    label: str | None
+    description: str | None
+    status: JobStatus
+    reason: str | None
+    wanted: Wanted | None
+    queue: str
+    priority: int
+    params: dict[str, Json]
+    progress: Progress | None
+    output: Json
+    error: Failure | None
+    attempt: int
+    retry_count: int
+    max_retries: int
+    crash_count: int
+    checkpoint_seq: int
+    created_at: datetime
+    scheduled_at: datetime | None
+    started_at: datetime | None
+    completed_at: datetime | None
+    last_checkpoint_at: datetime | None
+    duration_s: float | None
+    node: str | None
+    lease_deadline: datetime | None
+    user: str | None
+    tags: tuple[str, ...]
+    metadata: dict[str, Json]
+    parent_id: UUID | None
+    depends_on: tuple[UUID, ...]
+    retry_of: UUID | None
+    forked_from: UUID | None
+    key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """A part of a list; `next_cursor` leads to the next one, None at the end."""
+
+    items: list[T]
+    next_cursor: str | None
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class JobStats:
+    """Counts and durations. A status reads as an attribute too: `stats.completed`.
+
+    Attributes:
+        counts: Jobs by status; every status is there, zeros too.
+        total: All of them.
+        success_rate: Completed as a share (0–1) of all finished jobs; None if none has finished.
+        mean_duration_s: Mean running time of completed jobs, in seconds.
+        p95_duration_s: The 95th percentile of the same.
+        sampled: Whether durations are of the newest jobs alone.
+    """
+
+    counts: dict[str, int]
+    total: int
+    success_rate: float | None
+    mean_duration_s: float | None
+    p95_duration_s: float | None
+    sampled: bool = False
+
+    def __getattr__(self, name: str) -> int:
+        if name in JobStatus.__members__.values():
+            return self.counts[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+
+
+Several: TypeAlias = "T | Iterable[T] | None"
+"""One value, several, or no condition."""
+
+
+class FilterFields(TypedDict, total=False):
+    """The fields of a `JobFilter` as keywords."""
+
+    status: Several[JobStatus | str]
+    name: Several[str]
+    queue: Several[str]
+    user: Several[str]
+    tag: Several[str]
+    metadata: Mapping[str, str | float | bool | None] | None
+    since: datetime | None
+    until: datetime | None
+    parent: Several[UUID | str]
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class JobFilter:
+    """Which jobs: every condition given must hold; of several values in one, any.
+
+    Args:
+        status: A `JobStatus` or its word.
+        name: The job name.
+        queue: The queue.
+        user: Who started it.
+        tag: A tag that it carries; of several, any.
+        metadata: Top-level scalars of its metadata; all of them must match.
+        since: Created then or later (aware; a naive time is taken as UTC).
+        until: Created before then; read as `since` is.
+        parent: The id of the job that spawned it.
+        text: The beginning of id, name or label, or a part of the error; looked for among the newest 10,000.
+
+    Raises:
+        InvalidFilter: An unknown field, or a value that can't be meant, such as an unknown status.
+        InvalidJobId: A parent that is not a job id.
+    """
+
+    status: tuple[JobStatus, ...] = ()
+    name: tuple[str, ...] = ()
+    queue: tuple[str, ...] = ()
+    user: tuple[str, ...] = ()
+    tag: tuple[str, ...] = ()
+    metadata: tuple[tuple[str, str], ...] = ()
+    since: datetime | None = None
+    until: datetime | None = None
+    parent: tuple[str, ...] = ()
+    text: str | None = field(default=None)
+
+    def __init__(
+        self,
+        *,
+        status: Several[JobStatus | str] = None,
+        name: Several[str] = None,
+        queue: Several[str] = None,
+        user: Several[str] = None,
+        tag: Several[str] = None,
+        metadata: Mapping[str, str | float | bool | None] | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        parent: Several[UUID | str] = None,
+        text: str | None = None,
+        **unknown: Never,
+    ) -> None:
+        for key in unknown:
+            raise InvalidFilter("field", key, [one.name for one in fields(self)])
+        put = object.__setattr__
+        put(self, "status", tuple(_status(word) for word in _several(status)))
+        put(self, "name", _several(name))
+        put(self, "queue", _several(queue))
+        put(self, "user", _several(user))
+        put(self, "tag", _several(tag))
+        put(self, "metadata", tuple((key, _scalar(value)) for key, value in dict(metadata or {}).items()))
+        put(self, "since", _time("since", since))
+        put(self, "until", _time("until", until))
+        put(self, "parent", tuple(_job_id(parent_id) for parent_id in _several(parent)))
+        put(self, "text", text or None)
+
+    @classmethod
+    def of(cls, given: JobFilter | JobStatus | str | None, keywords: Mapping[str, Any]) -> Self:
+        """Read a filter in any of the ways in which a caller may give one.
+
+        Raises:
+            InvalidFilter: An unknown field or value, a filter object beside keywords, or a status given twice.
+            InvalidJobId: A parent that is not a job id.
+        """
+        if isinstance(given, cls):
+            if keywords:
+                raise InvalidFilter("addition to a JobFilter object", sorted(keywords), ["put them into the JobFilter"])
+            return given
+        if given is None:
+            return cls(**keywords)
+        if keywords.get("status") is not None:
+            raise InvalidFilter("addition to a status", "status", ["put all statuses into one list"])
+        keywords = {**keywords, "status": given}
+        return cls(**keywords)
+
+
+def label_text(value: object) -> str:
+    """Say a metadata scalar as the text under which it is indexed: `true`, `null`, `3`, `vsphere`."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def _several(value: object) -> tuple[Any, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str) or not isinstance(value, Iterable):  # a str is one value, not an iterable of letters
+        return (value,)
+    return tuple(value)
+
+
+def _status(word: JobStatus | str) -> JobStatus:
+    try:
+        return JobStatus(word)
+    except ValueError:
+        raise InvalidFilter("status", word, list(JobStatus)) from None
+
+
+def _scalar(value: object) -> str:
+    if value is None or isinstance(value, str | int | float):
+        return label_text(value)
+    raise InvalidFilter("metadata value", value, ["a text", "a number", "True", "False", "None"])
+
+
+def _time(name: str, at: datetime | None) -> datetime | None:
+    if at is None:
+        return None
+    if not isinstance(at, datetime):
+        raise InvalidFilter(name, at, ["a datetime"])
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+
+
+def _job_id(given: UUID | str) -> str:
+    try:
+        return str(UUID(str(given)))
+    except ValueError:
+        raise InvalidJobId(given) from None

@@ -1,0 +1,545 @@
+"""`JobManager`: where an application enters.
+
+It puts the parts together, starts and stops them in order, and turns calls into writes and reads. What moves a job is
+elsewhere: nothing here decides a status or runs a handler.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from uuid import UUID
+
+import anyio
+from anyio import CapacityLimiter, to_thread
+
+from jobkit.codec import decode_plain
+from jobkit.definition import Job
+from jobkit.errors import InvalidFilter, InvalidJobId, JobkitError, JobNotFound, ManagerNotRunning
+from jobkit.executors.inline import InlineExecutor
+from jobkit.executors.thread import ThreadExecutor
+from jobkit.interfaces import Insert, Store
+from jobkit.model import EVENT_TYPES, JobFilter, JobRecord, JobStats, JobStatus, Page
+from jobkit.registration import registry as global_registry
+from jobkit.runtime.clock import SystemClock, SystemIds, SystemThreads
+from jobkit.runtime.dispatch import DispatchOptions, new_job
+from jobkit.runtime.feed import Feed
+from jobkit.runtime.handle import EventStream, JobHandle
+from jobkit.runtime.leases import Lease, new_life
+from jobkit.runtime.loops import Loop
+from jobkit.runtime.recovery import Recovery
+from jobkit.runtime.runner import Surroundings
+from jobkit.runtime.worker import Worker
+from jobkit.runtime.writer import Writer
+from jobkit.settings import Settings
+from jobkit.store import SqlStore
+from jobkit.store.dialects import boot_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    from typing_extensions import Self, Unpack
+
+    from jobkit.definition import JobType
+    from jobkit.interfaces import Clock, Ended, Ids, Middleware, NewJob, Observer, Stored, Threads
+    from jobkit.model import Event, FilterFields
+    from jobkit.registration import Registry
+
+log = logging.getLogger("jobkit")
+
+T = TypeVar("T")
+Out = TypeVar("Out")
+
+READS_AT_ONCE: Final = 4
+MAX_PAGE: Final = 1_000
+IDLE_POLL_S: Final = 0.02
+
+
+class JobManager:
+    """Dispatches, runs and watches jobs on one database. An async context manager.
+
+    Args:
+        store: A path (a directory means `jobs.db` in it, and job folders beside that), a SQLAlchemy URL (`sqlite://` is in
+            memory), or a `jobkit.interfaces.Store`; None takes the settings.
+        settings: Everything else that can be set; read from the environment by default.
+        registry: What can be run; the global one by default.
+        concurrency: How many attempts may run at once.
+        queues: The queues to serve; None for all.
+        node_name: How this node is called; the machine's name by default.
+        work: False for a client, which prepares the schema, dispatches and watches, but runs and resumes nothing.
+        resources: What handlers find as `ctx.resources`.
+        middleware: Wraps each attempt, outermost first.
+        observers: Hear each transition that this process commits.
+        clock: Where time comes from, for simulated time.
+        ids: Where job ids come from.
+        threads: Where threads come from.
+    """
+
+    def __init__(
+        self,
+        store: str | Path | Store | None = None,
+        *,
+        settings: Settings | None = None,
+        registry: Registry = global_registry,
+        concurrency: int | None = None,
+        queues: Sequence[str] | None = None,
+        node_name: str | None = None,
+        work: bool = True,
+        resources: Mapping[str, Any] | None = None,
+        middleware: Sequence[Middleware] = (),
+        observers: Sequence[Observer] = (),
+        clock: Clock | None = None,
+        ids: Ids | None = None,
+        threads: Threads | None = None,
+    ) -> None:
+        self._settings = settings if settings is not None else Settings()
+        self._clock: Clock = clock or SystemClock()
+        self._ids: Ids = ids or SystemIds()
+        self._threads: Threads = threads or SystemThreads()
+        self._registry = registry
+        self._concurrency = concurrency or self._settings.concurrency
+        self._queues = queues
+        self.node_name = node_name or platform.node()
+        self._work = work
+        self._resources = resources or {}
+        self._middleware, self._observers = middleware, observers
+        self._store, self._data_dir = self._place(store)
+        self._running = False
+
+    def _place(self, store: str | Path | Store | None) -> tuple[Store, Path | None]:
+        """Make the store that was meant, and say where job folders go; None until one is needed."""
+        if isinstance(store, Store):
+            return store, self._settings.data_dir
+        folder = self._settings.data_dir
+        url = self._settings.url if store is None else str(store)
+        if "://" not in url:
+            path = Path(url)
+            if path.is_dir():
+                folder, path = folder or path, path / "jobs.db"
+            url = f"sqlite:///{path}"
+        made = SqlStore(
+            url,
+            keep_checkpoints=self._settings.keep_checkpoints,
+            durability=self._settings.durability,
+            allow_network_fs=self._settings.allow_network_fs,
+            now=self._clock.now,
+        )
+        if folder is None and made.path is not None:
+            folder = Path(f"{made.path}.data")
+        return made, folder
+
+    # ── life ──
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with anyio.CancelScope(shield=True):
+            await self.stop()
+
+    async def start(self) -> None:
+        """Open the database, resume what was interrupted, and begin to work. Doing it twice is an error.
+
+        Raises:
+            StoreUnavailable: The database can't be used.
+            SchemaMismatch: A newer release wrote it.
+            ManagerNotRunning: It is started already.
+        """
+        if self._running:
+            raise ManagerNotRunning("the manager is started already", "stop it first, or make another one")
+        self._registry.load_installed()
+        await to_thread.run_sync(self._store.open)
+        self._loop = Loop()
+        self._reads = CapacityLimiter(READS_AT_ONCE)
+        self._feed = Feed(self._observers)
+        self._writer = Writer(self._store, self._loop, self._threads, self._feed.heard)
+        self._writer.start()
+        self._lease: Lease | None = None
+        self._others_live = False
+        self._worker = self._make_worker()
+        self._recovery = Recovery(
+            self._store, self._writer, self._clock, self._read, lambda: self._life, self._settings.sweep_s
+        )
+        self._scope = anyio.CancelScope()
+        self._over = anyio.Event()
+        self._running = True
+        try:
+            if self._work:
+                await self._be_born()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._close()
+            raise
+        self._loop.spawn(self._main, "jobkit")
+
+    def _make_worker(self) -> Worker:
+        around = Surroundings(
+            writer=self._writer,
+            feed=self._feed,
+            loop=self._loop,
+            clock=self._clock,
+            node=self.node_name,
+            max_state_bytes=self._settings.max_state_bytes,
+            data_dir=self._folder,
+            resources=self._resources,
+        )
+        executors = {
+            "inline": InlineExecutor(self._registry),
+            "thread": ThreadExecutor(self._registry, self._threads),
+        }
+        return Worker(
+            around=around,
+            registry=self._registry,
+            executors=executors,
+            life=lambda: self._life,
+            concurrency=self._concurrency,
+            queues=self._queues,
+            middleware=self._middleware,
+            others=lambda: self._others_live,
+        )
+
+    @property
+    def _life(self) -> str | None:
+        return None if self._lease is None else self._lease.life.id
+
+    async def _be_born(self) -> None:
+        life = new_life(self._ids, self.node_name, self._registry.versions(), boot_id())
+        lease = Lease(
+            self._store, self._writer, self._clock, self._threads, life, self._settings.lease_s,
+            lost=lambda: self._loop.post(self._feed_lost),
+        )  # fmt: skip
+        await lease.begin()
+        self._lease = lease
+
+    def _feed_lost(self) -> None:
+        """On the loop: the lease is lost, so stop what runs, and go on under a new life."""
+        lost, self._lease = self._lease, None
+        self._worker.abandon()
+        self._loop.spawn(lambda: self._reborn(lost), "jobkit rebirth")
+
+    async def _reborn(self, lost: Lease | None) -> None:
+        try:
+            if lost is not None:
+                await lost.end()
+            if self._running:
+                await self._be_born()
+                self._feed.work_came()
+        except JobkitError:
+            log.exception("no new life could be begun; this manager runs nothing until it is restarted")
+
+    async def _main(self) -> None:
+        """Work and sweep, until the manager is stopped."""
+        try:
+            with self._scope:
+                if self._work:
+                    async with anyio.create_task_group() as group:
+                        group.start_soon(self._recovery.run)
+                        group.start_soon(self._worker.run)
+        except BaseExceptionGroup as group_error:
+            log.critical("the manager's own work broke off", exc_info=group_error)
+            raise
+        finally:
+            self._over.set()
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Stop claiming, have running jobs reach a checkpoint, give them back, and close the database.
+
+        Args:
+            grace: How long handlers may take, in seconds, before they are stopped by force and resumed later from their
+                last checkpoint; the setting `grace_s` by default.
+        """
+        if not self._running:
+            return
+        if self._work:
+            self._others_live = await self._others()
+            await self._worker.drain(self._settings.grace_s if grace is None else grace)
+        self._scope.cancel()
+        await self._over.wait()
+        await self._close()
+
+    async def _others(self) -> bool:
+        """Whether another working life lives, to take over what this one gives back."""
+
+        def found() -> bool:
+            others = (life for life in self._store.lives() if life.working and life.id != self._life)
+            return any(not self._store.prove_dead(life) for life in others)
+
+        try:
+            return bool(await self._read(found))
+        except JobkitError:
+            return False
+
+    async def _close(self) -> None:
+        self._running = False
+        if self._lease is not None:
+            await self._lease.end()
+            self._lease = None
+        await self._writer.close()
+        await to_thread.run_sync(self._store.close)
+
+    async def run_until_idle(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  the usual name
+        """Work until nothing is claimable and nothing runs: for tests and scripts.
+
+        Args:
+            timeout: How long at most, in seconds.
+
+        Raises:
+            TimeoutError: There was still work to do.
+            ManagerNotRunning: The manager isn't started, or is a client.
+        """
+        self._check()
+        if not self._work:
+            raise ManagerNotRunning("this manager is a client (work=False)", "make it a working one to run jobs")
+        with anyio.fail_after(timeout), self._feed.listening() as ear:
+            await self._recovery.swept.wait()
+            while True:
+                signal = ear.signal
+                if not self._worker.busy and not await self._claimable():
+                    if not self._worker.busy:
+                        return
+                await self._clock.wait(signal, IDLE_POLL_S)
+
+    async def _claimable(self) -> bool:
+        found: bool = await self._read(self._store.claimable, self._registry.versions(), self._queues)
+        return found
+
+    # ── dispatching ──
+
+    async def dispatch(self, job: Job[Out], **options: Unpack[DispatchOptions]) -> JobHandle[Out]:
+        """Store one job; on return it is durable.
+
+        Args:
+            job: The job, with its parameters.
+            **options: See `DispatchOptions`.
+
+        Returns:
+            Its handle.
+
+        Raises:
+            InvalidJob: Its class isn't decorated.
+            InvalidOption: An option's value can't be stored.
+            KeyConflict: The key was used for other parameters.
+            SerializationError: A parameter holds what can't be stored.
+            StoreUnavailable: Nothing was stored, or, after a lost connection, it isn't known: repeat it with the same key.
+        """
+        return (await self._insert([self._new(job, options)]))[0]
+
+    async def dispatch_by_name(
+        self, name: str, params: Mapping[str, Any] | None = None, **options: Unpack[DispatchOptions]
+    ) -> JobHandle[Any]:
+        """Store one job from untrusted input: a registered name, and parameters that are validated.
+
+        Args:
+            name: The registered name.
+            params: The parameters; state fields and unknown ones are refused.
+            **options: See `DispatchOptions`.
+
+        Returns:
+            Its handle.
+
+        Raises:
+            UnknownJob: No such name; the message lists near ones.
+            InvalidParams: Field by field, what is wrong.
+            JobkitError: As `dispatch` raises.
+        """
+        return await self.dispatch(self._registry.create(name, params or {}), **options)
+
+    @overload
+    async def dispatch_many(self, jobs: Iterable[Job[Out]], **options: Unpack[DispatchOptions]) -> list[JobHandle[Out]]: ...
+    @overload
+    async def dispatch_many(
+        self, jobs: Iterable[Job[Any] | tuple[str, Mapping[str, Any]]], **options: Unpack[DispatchOptions]
+    ) -> list[JobHandle[Any]]: ...
+    async def dispatch_many(self, jobs: Iterable[Any], **options: Unpack[DispatchOptions]) -> list[JobHandle[Any]]:
+        """Store many jobs in one transaction: all or none.
+
+        Args:
+            jobs: Jobs, or pairs of name and parameters.
+            **options: For each of them; see `DispatchOptions`.
+
+        Returns:
+            Their handles, in order.
+
+        Raises:
+            JobkitError: As `dispatch` and `dispatch_by_name` raise; then none is stored.
+        """
+        new = [
+            self._new(one if isinstance(one, Job) else self._registry.create(one[0], one[1]), options) for one in jobs
+        ]
+        return await self._insert(new) if new else []
+
+    def _new(self, job: Job[Any], options: DispatchOptions) -> NewJob:
+        job_type = self._registry.type_of(job)
+        made = new_job(job_type, job, str(self._ids.new()), options)
+        job_type.bind(job)
+        return made
+
+    async def _insert(self, new: Sequence[NewJob]) -> list[JobHandle[Any]]:
+        self._check()
+        stored: tuple[Stored, ...] = await self._writer.submit(Insert(tuple(new)))
+        if any(one.created for one in stored):
+            self._feed.work_came()
+        return [JobHandle(self, UUID(one.id)) for one in stored]
+
+    # ── asking ──
+
+    def handle(self, job_id: UUID | str) -> JobHandle[Any]:
+        """Make a handle of a job that was dispatched before, without asking whether it exists.
+
+        Args:
+            job_id: Its id.
+
+        Raises:
+            InvalidJobId: Not a UUID.
+        """
+        return JobHandle(self, _uuid(job_id))
+
+    async def get(self, job_id: UUID | str) -> JobRecord:
+        """Read one job.
+
+        Args:
+            job_id: Its id.
+
+        Raises:
+            InvalidJobId: Not a UUID.
+            JobNotFound: No job has that id.
+        """
+        found: JobRecord | None = await self._read(self._store.get, str(_uuid(job_id)))
+        if found is None:
+            raise JobNotFound(str(job_id))
+        return found
+
+    async def list_jobs(
+        self,
+        filter: JobFilter | JobStatus | str | None = None,  # noqa: A002  the word for it
+        *,
+        limit: int = 50,
+        cursor: str | None = None,
+        **fields: Unpack[FilterFields],
+    ) -> Page[JobRecord]:
+        """List jobs, newest first.
+
+        Args:
+            filter: A `JobFilter`, or a status.
+            limit: How many at most, 1 to 1,000.
+            cursor: The `next_cursor` of the page before.
+            **fields: The fields of a `JobFilter`, instead of one.
+
+        Raises:
+            InvalidFilter: An unknown field, status, cursor or limit.
+        """
+        if not 1 <= limit <= MAX_PAGE:
+            raise InvalidFilter("limit", limit, [f"a number from 1 to {MAX_PAGE}"])
+        where = JobFilter.of(filter, fields)
+        page: Page[JobRecord] = await self._read(self._store.page, where, limit, cursor)
+        return page
+
+    async def stats(
+        self, filter: JobFilter | JobStatus | str | None = None, **fields: Unpack[FilterFields]  # noqa: A002
+    ) -> JobStats:
+        """Count jobs by status, and work out durations.
+
+        Args:
+            filter: A `JobFilter`, or a status.
+            **fields: The fields of a `JobFilter`, instead of one.
+
+        Raises:
+            InvalidFilter: An unknown field or status.
+        """
+        stats: JobStats = await self._read(self._store.stats, JobFilter.of(filter, fields))
+        return stats
+
+    def events(
+        self,
+        job_id: UUID | str | None = None,
+        *,
+        after: str | int | None = None,
+        types: Iterable[str] | None = None,
+    ) -> EventStream:
+        """Follow events: those stored, then those to come. One job's stream ends when the job does.
+
+        Args:
+            job_id: One job's; None for all jobs'.
+            after: Go on after this event's `cursor`, or for one job after this sequence number.
+            types: Only these types, as `"completed"` or `"job.completed"`.
+
+        Raises:
+            InvalidFilter: An unknown type.
+        """
+        self._check()
+        wanted = None if types is None else frozenset(_event_type(one) for one in types)
+        return EventStream(
+            self, None if job_id is None else _uuid(job_id), None if after is None else str(after), wanted
+        )
+
+    def job_types(self) -> list[JobType]:
+        """All job types that this manager can run."""
+        return self._registry.job_types()
+
+    def schema(self, name: str) -> dict[str, Any]:
+        """The JSON schema of a job's parameters.
+
+        Args:
+            name: The registered name.
+
+        Raises:
+            UnknownJob: No such name.
+        """
+        return self._registry.schema(name)
+
+    # ── for handles and streams ──
+
+    async def _ended(self, job_id: UUID) -> Ended:
+        found: Ended | None = await self._read(self._store.ended, str(job_id))
+        if found is None:
+            raise JobNotFound(str(job_id))
+        return found
+
+    def _output(self, ended: Ended) -> Any:
+        if ended.output is None:
+            return None
+        if ended.name not in self._registry:
+            return decode_plain(ended.output)
+        return self._registry.get(ended.name).unpack_output(ended.output)
+
+    async def _stored_events(self, job_id: UUID | None, after: str | None, limit: int) -> list[Event]:
+        found: list[Event] = await self._read(
+            self._store.events, None if job_id is None else str(job_id), after, None, limit
+        )
+        return found
+
+    async def _read(self, function: Any, *args: Any) -> Any:
+        self._check()
+        return await to_thread.run_sync(function, *args, limiter=self._reads)
+
+    def _check(self) -> None:
+        if not self._running:
+            raise ManagerNotRunning("the manager is not started", "use `async with JobManager(...)`, or await start()")
+
+    def _folder(self) -> Path:
+        if self._data_dir is None:
+            self._data_dir = Path(tempfile.mkdtemp(prefix="jobkit-"))
+        return self._data_dir
+
+
+def _uuid(value: UUID | str) -> UUID:
+    if isinstance(value, UUID):
+        return value
+    try:
+        return UUID(value)
+    except (ValueError, AttributeError, TypeError):
+        raise InvalidJobId(value) from None
+
+
+def _event_type(word: str) -> str:
+    name = word.removeprefix("job.")
+    if name not in EVENT_TYPES:
+        raise InvalidFilter("event type", word, EVENT_TYPES)
+    return name

@@ -1,0 +1,104 @@
+"""Recovery: finds owners that are dead and puts their jobs back in the line.
+
+It never starts a job. It notes which lives are over, and lets `lifecycle` decide on each job that such a life left behind:
+queued, usually, to be claimed like any other. A living owner's jobs are never touched: a life on this machine is proven
+dead by its lock, another one is taken for dead when its lease has run out.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from jobkit.errors import JobkitError
+from jobkit.interfaces import Change, Retire
+from jobkit.lifecycle import Cause, Trigger
+from jobkit.model import JobStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from typing import Any
+
+    from jobkit.interfaces import Clock, Life, Store
+    from jobkit.runtime.writer import Writer
+
+log = logging.getLogger("jobkit.recovery")
+
+PORTION: Final = 500
+"""How many jobs are put back in one commit: the worker claims the first while the rest follow."""
+
+
+class Recovery:
+    """Sweeps for dead owners, at the start and ever after."""
+
+    def __init__(
+        self,
+        store: Store,
+        writer: Writer,
+        clock: Clock,
+        read: Callable[..., Awaitable[Any]],
+        own_life: Callable[[], str | None],
+        sweep_s: float,
+    ) -> None:
+        """Prepare; `run` sweeps.
+
+        Args:
+            store: Where lives and jobs are.
+            writer: Commits what is decided.
+            clock: Time between sweeps.
+            read: Calls a reading function off the event loop.
+            own_life: The id of the present life.
+            sweep_s: Seconds between sweeps.
+        """
+        self._store, self._writer, self._clock, self._read = store, writer, clock, read
+        self._own_life, self._sweep_s = own_life, sweep_s
+        self.swept = anyio.Event()
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        never = anyio.Event()
+        while True:
+            try:
+                await self.sweep()
+            except JobkitError as error:
+                log.warning("a sweep was given up and will be repeated: %s", error)
+            else:
+                self.swept.set()
+            await self._clock.wait(never, self._sweep_s)
+
+    async def sweep(self) -> int:
+        """Note dead owners and requeue what they left behind.
+
+        Returns:
+            How many jobs were put back.
+        """
+        lives: list[Life] = await self._read(self._store.lives)
+        now = await self._read(self._store.now)
+        for life in lives:
+            if life.id != self._own_life() and await self._read(self._over, life, now):
+                if await self._writer.submit(Retire(life.id)):
+                    log.info("the life %s of node %s (process %s) is over", life.id, life.node, life.pid)
+        moved = 0
+        while orphans := await self._read(self._store.orphans, PORTION):
+            changes = [Change(job.id, _CAUSE[job.status], job) for job in orphans if job.status in _CAUSE]
+            answers = await self._writer.submit_all(changes)
+            done = sum(not isinstance(answer, Exception) for answer in answers)
+            moved += done
+            if not done:
+                break
+        if moved:
+            log.info("%s jobs of owners that are gone were put back in the line", moved)
+        return moved
+
+    def _over(self, life: Life, now: Any) -> bool:
+        dead = self._store.prove_dead(life)
+        return dead if dead is not None else life.lease_until is None or life.lease_until < now
+
+
+_CAUSE: Final = {
+    JobStatus.RUNNING: Cause(Trigger.OWNER_GONE),
+    JobStatus.ASSIGNED: Cause(Trigger.OWNER_GONE),
+    JobStatus.PAUSED: Cause(Trigger.RESUME),
+}

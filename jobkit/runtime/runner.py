@@ -1,0 +1,283 @@
+"""One attempt in progress: the link that its executor talks to, and the straight way from a claim to an outcome.
+
+`Running` is what this process knows of a job that it holds: the standing that every write of the attempt names, what was
+asked of the handler, and the latest progress. `run` takes it from the claim to the last write.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+import anyio
+
+from jobkit.errors import LeaseLost, StateTooLarge
+from jobkit.interfaces import (
+    Attempt,
+    Change,
+    Completed,
+    Failed,
+    Fenced,
+    Interrupt,
+    Interrupted,
+    Unloadable,
+    Work,
+)
+from jobkit.lifecycle import Cause, Trigger
+from jobkit.model import Event, Failure
+from jobkit.points import reach
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from jobkit.interfaces import Claimed, Clock, Executor, InterruptKind, Middleware, Outcome
+    from jobkit.lifecycle import Standing, Transition
+    from jobkit.model import Json, Progress
+    from jobkit.runtime.feed import Feed
+    from jobkit.runtime.loops import Loop
+    from jobkit.runtime.writer import Writer
+
+log = logging.getLogger("jobkit.job")
+
+CHECKPOINT: Final = Cause(Trigger.CHECKPOINT)
+REPORT: Final = Cause(Trigger.REPORT)
+COMPLETE: Final = Cause(Trigger.COMPLETE)
+
+REPORT_EVERY_S: Final = 0.5
+"""How often an attempt's progress is stored at most, unless a checkpoint or its end takes it along."""
+
+SHOW_EVERY_S: Final = 0.05
+"""How often an attempt's progress is shown to live readers at most."""
+
+
+class Surroundings:
+    """What all attempts of a manager share."""
+
+    def __init__(
+        self,
+        *,
+        writer: Writer,
+        feed: Feed,
+        loop: Loop,
+        clock: Clock,
+        node: str,
+        max_state_bytes: int,
+        data_dir: Callable[[], Path],
+        resources: Mapping[str, Any],
+    ) -> None:
+        self.writer, self.feed, self.loop, self.clock, self.node = writer, feed, loop, clock, node
+        self.max_state_bytes, self.data_dir, self.resources = max_state_bytes, data_dir, resources
+
+
+class Running:
+    """One attempt in progress; the executor's `Link`."""
+
+    def __init__(self, claimed: Claimed, around: Surroundings) -> None:
+        """Take hold of a job that was just claimed."""
+        self._around = around
+        self.standing: Standing = claimed.transition.after
+        self.name = claimed.name
+        self.work = Work(
+            self.standing.id,
+            claimed.name,
+            claimed.version,
+            self.standing.attempt,
+            claimed.params_data,
+            claimed.state,
+            claimed.metadata,
+            around.node,
+        )
+        self.scope = anyio.CancelScope()
+        self.stopping = False
+        self._raised: InterruptKind | None = None
+        self.fenced = False
+        self._progress: Progress | None = None
+        self._unsaved = False
+        self._reported = self._shown = float("-inf")
+        self._one_save = anyio.Lock(fast_acquire=True)
+        self._one_blocking_save = threading.Lock()
+
+    # ── what the runtime asks of it ──
+
+    def stop(self) -> None:
+        """Ask the handler to stop at its next checkpoint, for a shutdown."""
+        self.stopping = True
+
+    def fence(self) -> None:
+        """Let nothing that the handler says count any more."""
+        self.fenced = True
+
+    # ── checkpoints ──
+
+    async def save(self, state: bytes) -> None:
+        """Save a sealed state; see `Link.save`."""
+        async with self._one_save:
+            change = self._checkpoint(state)
+            self._saved(await self._asked(self._around.writer.submit(change)), len(state))
+
+    def save_blocking(self, state: bytes) -> None:
+        """Save a sealed state from a thread; see `Link.save`."""
+        with self._one_blocking_save:
+            change = self._checkpoint(state)
+            try:
+                transition = self._around.writer.submit_blocking(change)
+            except LeaseLost:
+                self.fenced = True
+                raise
+            self._saved(transition, len(state))
+
+    async def _asked(self, answer: Awaitable[Any]) -> Transition:
+        try:
+            transition: Transition = await answer
+        except LeaseLost:
+            self.fenced = True
+            raise
+        return transition
+
+    def _checkpoint(self, state: bytes) -> Change:
+        if self.fenced:
+            raise LeaseLost(self.standing.id, self.standing.attempt)
+        if len(state) > self._around.max_state_bytes:
+            raise StateTooLarge(len(state), self._around.max_state_bytes)
+        return Change(self.standing.id, CHECKPOINT, self.standing, state=state, progress=self._take_progress())
+
+    def _saved(self, transition: Transition, size: int) -> None:
+        self.standing = transition.after
+        self._tell("checkpoint", {"seq": self.standing.checkpoint_seq, "bytes": size})
+        kind = self.due()
+        if kind is not None:
+            self._raised = kind
+            raise Interrupt(kind)
+
+    def due(self) -> InterruptKind | None:
+        """Why the handler should stop at its next checkpoint: the strongest reason, and for good once it was raised."""
+        if self._raised is not None:
+            return self._raised
+        return self.standing.wanted or ("shutdown" if self.stopping else None)
+
+    # ── progress, logs, folders ──
+
+    def report(self, progress: Progress) -> None:
+        """Take note of the latest progress; store and show it unless that was done just now."""
+        self._progress, self._unsaved = progress, True
+        now = self._around.clock.monotonic()
+        if now - self._shown >= SHOW_EVERY_S:
+            self._shown = now
+            self._tell("progress", _shown(progress))
+        if now - self._reported >= REPORT_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Have progress stored that no checkpoint has taken along."""
+        if self._unsaved and not self.fenced:
+            self._around.writer.post(Change(self.standing.id, REPORT, self.standing, progress=self._take_progress()))
+
+    def _take_progress(self) -> Progress | None:
+        if not self._unsaved:
+            return None
+        self._unsaved = False
+        self._reported = self._around.clock.monotonic()
+        return self._progress
+
+    def log(self, message: str, level: str, fields: Mapping[str, object]) -> None:
+        """Write a line to the log, under the job's name and id."""
+        number = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
+        extra = {"job_id": self.standing.id, "job_name": self.name, "attempt": self.standing.attempt, "fields": dict(fields)}
+        log.log(number, "%s %s: %s", self.name, self.standing.id, message, extra=extra)
+
+    def folder(self, *, of_attempt: bool) -> Path:
+        """Make the job's folder, or that of this attempt, and answer its path."""
+        path = self._around.data_dir() / "jobs" / self.standing.id
+        if of_attempt:
+            path /= str(self.standing.attempt)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path
+
+    @property
+    def resources(self) -> Mapping[str, Any]:
+        """What the application gave the manager for its handlers."""
+        return self._around.resources
+
+    def _tell(self, kind: str, data: Json) -> None:
+        """Pass a live event to those who listen; from any thread."""
+        if self._around.feed.watched:
+            job = self.standing
+            event = Event(UUID(job.id), job.event_seq, kind, job.status, None, data, self._around.clock.wall())
+            self._around.loop.post(self._around.feed.happened, event)
+
+
+async def run(running: Running, executor: Executor | None, middleware: Sequence[Middleware], others: Callable[[], bool]) -> None:
+    """Take one attempt from its claim to its last write.
+
+    Args:
+        running: The attempt.
+        executor: What carries its handler; None if this build can't tell.
+        middleware: What wraps it, outermost first.
+        others: Whether another working life lives, asked when the attempt is given back.
+    """
+    try:
+        outcome: Outcome | None = None
+        with running.scope:
+            reach("run.before_handler")
+            outcome = await _carried(running, executor, middleware)
+            reach("run.after_handler")
+        if running.fenced:
+            outcome = Fenced()
+        with anyio.CancelScope(shield=True):
+            await _finish(running, outcome, others)
+    finally:
+        running.fence()
+
+
+async def _carried(running: Running, executor: Executor | None, middleware: Sequence[Middleware]) -> Outcome:
+    if executor is None:
+        return Unloadable("unknown_job", Failure("UnknownJob", f"this build knows no job {running.name!r} of that version"))
+
+    async def carry() -> Outcome:
+        return await executor.run(running.work, running)
+
+    call: Callable[[], Awaitable[Outcome]] = carry
+    if middleware:
+        work = running.work
+        attempt = Attempt(UUID(work.job_id), work.name, work.attempt, work.attempt > 1, work.metadata)
+        for wrap in reversed(middleware):
+            call = _wrapped(wrap, attempt, call)
+    return await call()
+
+
+def _wrapped(wrap: Middleware, attempt: Attempt, inner: Callable[[], Awaitable[Outcome]]) -> Callable[[], Awaitable[Outcome]]:
+    return lambda: wrap(attempt, inner)
+
+
+async def _finish(running: Running, outcome: Outcome | None, others: Callable[[], bool]) -> None:
+    """Write what came of the attempt; None: it was stopped by force."""
+    job = running.standing
+    progress = running._take_progress()  # noqa: SLF001  one module, one attempt
+    match outcome:
+        case Completed(output=output, shown=shown):
+            change = Change(job.id, COMPLETE, job, output=(output, shown), progress=progress)
+        case Failed(failure=failure):
+            change = Change(job.id, Cause(Trigger.FAIL), job, failure=failure, progress=progress)
+        case Unloadable(reason=reason, failure=failure):
+            change = Change(job.id, Cause(Trigger.UNLOADABLE, reason=reason), job, failure=failure)
+        case Interrupted() if running.due() is None:
+            failure = Failure("Interrupt", "the handler raised an Interrupt of its own; nothing had asked it to stop")
+            change = Change(job.id, Cause(Trigger.FAIL), job, failure=failure, progress=progress)
+        case Interrupted():
+            change = Change(job.id, Cause(Trigger.STOPPED, others=others()), job, progress=progress)
+        case Fenced():
+            log.warning("%s %s: attempt %s lost its lease; what it did since counts for nothing", running.name, job.id, job.attempt)
+            return
+        case None:
+            change = Change(job.id, Cause(Trigger.GRACE_OVER, others=others()), job, progress=progress)
+    try:
+        await running._around.writer.submit(change)  # noqa: SLF001
+    except LeaseLost:
+        log.warning("%s %s: attempt %s ended after it had lost its lease; nothing was changed", running.name, job.id, job.attempt)
+
+
+def _shown(progress: Progress) -> Json:
+    return {name: getattr(progress, name) for name in progress.__slots__ if getattr(progress, name) is not None}

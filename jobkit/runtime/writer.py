@@ -1,0 +1,238 @@
+"""The writer: all writes of this process, committed in groups by one thread.
+
+While one commit runs, the next batch gathers by itself; no timer delays anybody. One disk flush serves every write that
+was waiting, which is what makes full durability fast. A caller is answered after its commit, and never before.
+
+Invariants: no two writes for one job in a batch, and a job's writes are committed in the order in which they came; the
+thread never waits for the event loop (answers are posted), so a loop that blocks loses no jobs; the backlog is bounded
+(callers wait); an attempt's own writes are tried again for as long as the database is away, anybody else's are told.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import anyio
+
+from jobkit.errors import StoreUnavailable
+from jobkit.interfaces import Change, Claimed, Insert
+from jobkit.lifecycle import Transition
+from jobkit.runtime.loops import Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from jobkit.interfaces import Store, Threads, Write
+    from jobkit.runtime.loops import Loop
+
+log = logging.getLogger("jobkit.writer")
+
+BATCH_ROWS: Final = 1_000
+"""About how many rows one commit may hold: enough to share its flush widely, few enough to keep others waiting shortly."""
+
+BACKLOG: Final = 10_000
+"""How many writes may wait before callers do."""
+
+BACK_OFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+class Blocked:
+    """An answer that a thread waits for."""
+
+    __slots__ = ("_event", "answer")
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self.answer: Any = None
+
+    def set(self, answer: object) -> None:
+        """Give the answer; from the writer's thread."""
+        self.answer = answer
+        self._event.set()
+
+    def wait(self) -> Any:
+        """Wait for the answer; an exception is raised."""
+        self._event.wait()
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+
+class Entry(NamedTuple):
+    """A write that waits, and who waits for it."""
+
+    write: Write
+    reply: Reply | Blocked | None
+
+
+class Writer:
+    """Commits writes in groups."""
+
+    def __init__(self, store: Store, loop: Loop, threads: Threads, heard: Callable[[list[Transition]], None]) -> None:
+        """Prepare; `start` starts the thread.
+
+        Args:
+            store: Where to commit.
+            loop: The manager's event loop.
+            threads: Where the thread comes from.
+            heard: Called on the loop, after the commit, with the transitions of each batch.
+        """
+        self._store, self._loop, self._threads, self._heard = store, loop, threads, heard
+        self._pending: deque[Entry] = deque()
+        self._changed = threading.Condition()
+        self._room = anyio.Event()
+        self._closing = False
+        self._closed = anyio.Event()
+        self._stop = threading.Event()
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._threads.start(self._run, "jobkit writer")
+
+    async def close(self) -> None:
+        """Commit what waits, then end the thread; what can't be committed at once is told to its caller."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._stop.set()
+        await self._closed.wait()
+
+    # ── the callers' side ──
+
+    async def submit(self, write: Write) -> Any:
+        """Have a write committed, and answer what the store answered.
+
+        Raises:
+            JobkitError: What the store answered.
+        """
+        while len(self._pending) >= BACKLOG:
+            await self._room.wait()
+        reply = Reply()
+        self._put(Entry(write, reply))
+        return await reply.wait()
+
+    async def submit_all(self, writes: Sequence[Write]) -> list[Any]:
+        """Have several writes committed together if they fit; answer each with its value or its exception."""
+        replies = []
+        for write in writes:
+            while len(self._pending) >= BACKLOG:
+                await self._room.wait()
+            reply = Reply()
+            replies.append(reply)
+            self._put(Entry(write, reply))
+        answers = []
+        for reply in replies:
+            try:
+                answers.append(await reply.wait())
+            except Exception as error:  # noqa: BLE001  an answer like any other here
+                answers.append(error)
+        return answers
+
+    def submit_blocking(self, write: Write) -> Any:
+        """Do the same as `submit`, from a thread that may block."""
+        reply = Blocked()
+        self._put(Entry(write, reply))
+        return reply.wait()
+
+    def post(self, write: Write) -> None:
+        """Have a write committed sometime soon; what comes of it is nobody's business, and it is left out under load."""
+        if len(self._pending) < BACKLOG:
+            self._put(Entry(write, None))
+
+    def _put(self, entry: Entry) -> None:
+        with self._changed:
+            closed = self._closing
+            if not closed:
+                self._pending.append(entry)
+                self._changed.notify()
+        if closed and entry.reply is not None:
+            entry.reply.set(StoreUnavailable("the manager is stopped", "start it again to go on"))
+
+    # ── the thread's side ──
+
+    def _run(self) -> None:
+        failures = 0
+        while batch := self._take():
+            try:
+                answers = self._store.commit([entry.write for entry in batch])
+            except Exception as error:  # noqa: BLE001  the wall around a batch
+                failures += 1
+                self._unavailable(batch, error, failures)
+                continue
+            if failures:
+                log.warning("the database is back; work goes on")
+                failures = 0
+            self._deliver(batch, answers)
+        self._loop.post(self._closed.set)
+
+    def _take(self) -> list[Entry]:
+        """Wait for writes and take a batch: no two for one job, in order; empty once all is done and closing."""
+        with self._changed:
+            while not self._pending and not self._closing:
+                self._changed.wait()
+            batch: list[Entry] = []
+            later: list[Entry] = []
+            seen: set[str] = set()
+            rows = 0
+            while self._pending and rows < BATCH_ROWS:
+                entry = self._pending.popleft()
+                write = entry.write
+                if isinstance(write, Change):
+                    if write.job_id in seen:
+                        later.append(entry)
+                        continue
+                    seen.add(write.job_id)
+                batch.append(entry)
+                rows += len(write.jobs) if isinstance(write, Insert) else 1
+            self._pending.extendleft(reversed(later))
+            return batch
+
+    def _deliver(self, batch: list[Entry], answers: list[Any]) -> None:
+        """Answer blocked threads here, and everybody on the loop with one call."""
+        posted: list[tuple[Reply, Any]] = []
+        transitions: list[Transition] = []
+        for entry, answer in zip(batch, answers, strict=True):
+            if isinstance(answer, Transition):
+                transitions.append(answer)
+            elif isinstance(answer, list):
+                transitions.extend(one.transition for one in answer if isinstance(one, Claimed))
+            if isinstance(entry.reply, Blocked):
+                entry.reply.set(answer)
+            elif entry.reply is not None:
+                posted.append((entry.reply, answer))
+        self._loop.post(self._answer, posted, transitions)
+
+    def _answer(self, posted: list[tuple[Reply, Any]], transitions: list[Transition]) -> None:
+        """On the loop: tell observers first, so that who is answered finds them told."""
+        if transitions:
+            self._heard(transitions)
+        for reply, answer in posted:
+            reply.set(answer)
+        self._room.set()
+        self._room = anyio.Event()
+
+    def _unavailable(self, batch: list[Entry], error: Exception, failures: int) -> None:
+        """Tell those who can do something about it, and keep the attempts' own writes for another try."""
+        if failures == 1:
+            log.error("nothing can be written: %s", error)
+        told = error if isinstance(error, StoreUnavailable) else _unexpected(error)
+        kept = [entry for entry in batch if _patient(entry.write) and not self._stop.is_set()]
+        self._deliver(rest := [entry for entry in batch if entry not in kept], [told] * len(rest))
+        with self._changed:
+            self._pending.extendleft(reversed(kept))
+        if kept:
+            self._threads.wait(self._stop, BACK_OFF_S[min(failures, len(BACK_OFF_S)) - 1])
+
+
+def _patient(write: Write) -> bool:
+    """Whether a write belongs to an attempt or a sweep, which have nobody to turn to."""
+    return isinstance(write, Change) and write.expected is not None
+
+
+def _unexpected(error: Exception) -> StoreUnavailable:
+    unavailable = StoreUnavailable(f"the batch failed ({type(error).__name__}: {error})", "nothing of it was written; try again")
+    unavailable.__cause__ = error
+    return unavailable

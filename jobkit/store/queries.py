@@ -1,0 +1,331 @@
+"""What the store answers when it is asked: jobs, lists, statistics, events, lives.
+
+Every list is an index read of bounded length: one condition leads (the most telling that was given), each of its values is
+read in order from its own index up to the page's length, and the rest of the conditions filter on the way.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, and_, exists, func, literal, or_, select, tuple_, union_all
+
+from jobkit.errors import InvalidFilter
+from jobkit.interfaces import Ended, Life
+from jobkit.lifecycle import Standing
+from jobkit.model import TERMINAL, Event, Failure, JobRecord, JobStats, JobStatus, Page, Progress
+from jobkit.store.schema import job_events, jobs, labels, lives, queues
+from jobkit.store.sql import STANDING, standing_of, text_of, time_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from sqlalchemy import Connection, Row, Select
+
+    from jobkit.model import JobFilter, Json
+    from jobkit.store.dialects import Database
+
+TEXT_WINDOW: Final = 10_000
+"""How many of the newest jobs a text is looked for in."""
+
+SAMPLE: Final = 100_000
+"""How many of the newest completed jobs durations are worked out from."""
+
+_RECORD: Final = (
+    jobs.c.id, jobs.c.name, jobs.c.version, jobs.c.label, jobs.c.description, jobs.c.status, jobs.c.reason,
+    jobs.c.wanted, jobs.c.queue, jobs.c.priority, jobs.c.params, jobs.c.progress, jobs.c.progress_data, jobs.c.output,
+    jobs.c.error, jobs.c.attempt, jobs.c.retry_count, jobs.c.max_retries, jobs.c.crash_count, jobs.c.checkpoint_seq,
+    jobs.c.created_at, jobs.c.scheduled_at, jobs.c.started_at, jobs.c.running_since, jobs.c.run_s, jobs.c.completed_at,
+    jobs.c.last_checkpoint_at, jobs.c.node, lives.c.lease_until, jobs.c.user, jobs.c.tags, jobs.c.metadata,
+    jobs.c.parent_id, jobs.c.depends_on, jobs.c.retry_of, jobs.c.forked_from, jobs.c.key,
+    jobs.c.created_at.label("page_at"), jobs.c.num.label("page_num"),
+)  # fmt: skip
+
+
+class Queries:
+    """The reading half of the store."""
+
+    _database: Database
+
+    def now(self) -> datetime:
+        """The database's time."""
+        with self._database.reading() as connection:
+            return self._database.now(connection)
+
+    # ── one job ──
+
+    def get(self, job_id: str) -> JobRecord | None:
+        """One job as it is stored."""
+        with self._database.reading() as connection:
+            row = connection.execute(_records().where(jobs.c.id == job_id)).one_or_none()
+            return None if row is None else _record(row, self._database.now(connection))
+
+    def ended(self, job_id: str) -> Ended | None:
+        """What a caller who waits for a job's result needs to know."""
+        query = select(jobs.c.name, jobs.c.status, jobs.c.reason, jobs.c.output_data, jobs.c.error)
+        with self._database.reading() as connection:
+            row = connection.execute(query.where(jobs.c.id == job_id)).one_or_none()
+        if row is None:
+            return None
+        return Ended(row.name, JobStatus(row.status), row.reason, row.output_data, _failure(row.error))
+
+    def state(self, job_id: str) -> tuple[int, bytes] | None:
+        """The number of the latest checkpoint and its sealed state."""
+        with self._database.reading() as connection:
+            row = connection.execute(select(jobs.c.state_seq, jobs.c.state).where(jobs.c.id == job_id)).one_or_none()
+        return None if row is None or row.state is None else (row.state_seq, row.state)
+
+    # ── lists ──
+
+    def page(self, where: JobFilter, limit: int, cursor: str | None) -> Page[JobRecord]:
+        """Jobs that match, newest first.
+
+        Args:
+            where: The conditions.
+            limit: How many at most.
+            cursor: Where the page before ended.
+
+        Returns:
+            The jobs, and the cursor of the next page.
+        """
+        with self._database.reading() as connection:
+            query = page_query(where, limit + 1, _read_cursor(cursor))
+            rows = connection.execute(query).all()
+            now = self._database.now(connection)
+        more = len(rows) > limit
+        return Page([_record(row, now) for row in rows[:limit]], _write_cursor(rows[limit - 1]) if more else None)
+
+    def stats(self, where: JobFilter) -> JobStats:
+        """Counts by status, and durations of the newest completed jobs."""
+        conditions = _conditions(where)
+        counted = select(jobs.c.status, func.count()).where(*conditions).group_by(jobs.c.status)
+        completed = (jobs.c.status == JobStatus.COMPLETED.value, *conditions)
+        newest = select(jobs.c.run_s).where(*completed).order_by(jobs.c.created_at.desc()).limit(SAMPLE)
+        with self._database.reading() as connection:
+            counts = dict.fromkeys((status.value for status in JobStatus), 0)
+            counts.update({status: count for status, count in connection.execute(counted)})
+            durations = sorted(connection.execute(newest).scalars())
+        finished = sum(counts[status] for status in TERMINAL)
+        return JobStats(
+            counts=counts,
+            total=sum(counts.values()),
+            success_rate=counts["completed"] / finished if finished else None,
+            mean_duration_s=sum(durations) / len(durations) if durations else None,
+            p95_duration_s=durations[min(len(durations) - 1, int(len(durations) * 0.95))] if durations else None,
+            sampled=counts["completed"] > len(durations),
+        )
+
+    # ── events ──
+
+    def events(self, job_id: str | None, after: str | None, types: Sequence[str] | None, limit: int) -> list[Event]:
+        """Read stored events in order.
+
+        Args:
+            job_id: One job's; None for all jobs'.
+            after: An event's `cursor`, or for one job a sequence number as text; None for the beginning.
+            types: Only these types.
+            limit: How many at most.
+
+        Returns:
+            The events, oldest first.
+        """
+        query = select(job_events).order_by(job_events.c.pos).limit(limit)
+        if job_id is not None:
+            query = select(job_events).where(job_events.c.job_id == job_id).order_by(job_events.c.seq).limit(limit)
+        if after is not None:
+            query = query.where(_after(job_id, after))
+        if types is not None:
+            query = query.where(job_events.c.type.in_(types))
+        with self._database.reading() as connection:
+            return [_event(row) for row in connection.execute(query)]
+
+    # ── lives and recovery ──
+
+    def lives(self) -> list[Life]:
+        """All lives that are not over."""
+        with self._database.reading() as connection:
+            rows = connection.execute(select(lives).where(lives.c.ended_at.is_(None))).all()
+        return [
+            Life(
+                row.id, row.node, row.host, row.boot_id, row.pid, bool(row.working), json.loads(row.versions),
+                time_of(row.started_at), time_of(row.lease_until),
+            )
+            for row in rows
+        ]  # fmt: skip
+
+    def orphans(self, limit: int) -> list[Standing]:
+        """Jobs whose owner's life is over: running or assigned there, or paused by its shutdown."""
+        query = orphan_query(limit)
+        with self._database.reading() as connection:
+            return [standing_of(row) for row in connection.execute(query)]
+
+    def claimable(self, versions: Mapping[str, int], served: Sequence[str] | None) -> bool:
+        """Whether a claim would find anything."""
+        known = or_(*(and_(jobs.c.name == name, jobs.c.version <= newest) for name, newest in versions.items()))
+        with self._database.reading() as connection:
+            for queue in connection.execute(select(queues.c.name).where(queues.c.paused == 0)).scalars():
+                if served is None or queue in served:
+                    found = select(jobs.c.num).where(jobs.c.queue == queue, jobs.c.rank.is_not(None), known).limit(1)
+                    if versions and connection.execute(found).first() is not None:
+                        return True
+        return False
+
+
+# ── building queries ──
+
+
+def _records() -> Select[Any]:
+    return select(*_RECORD).select_from(jobs.outerjoin(lives, jobs.c.life == lives.c.id))
+
+
+def page_query(where: JobFilter, limit: int, after: tuple[str, int] | None = None) -> Select[Any]:
+    """The query of one page: the newest jobs that match, beyond `after`."""
+    conditions = list(_conditions(where))
+    if after is not None:
+        conditions.append(jobs.c.created_at <= after[0])
+        conditions.append(tuple_(jobs.c.created_at, jobs.c.num) < tuple_(*map(literal, after)))
+    order = (jobs.c.created_at.desc(), jobs.c.num.desc())
+    found = [
+        select(jobs.c.num.label("num")).select_from(source).where(leading, *conditions).order_by(*order).limit(limit).subquery()
+        for source, leading in _leading(where)
+    ]
+    chosen = found[0] if len(found) == 1 else union_all(*(select(one.c.num) for one in found)).subquery()
+    return _records().where(jobs.c.num.in_(select(chosen.c.num))).order_by(*order).limit(limit)
+
+
+def _leading(where: JobFilter) -> list[tuple[Any, ColumnElement[bool]]]:
+    """The condition whose index leads, a pair of source and condition for each of its values."""
+    for column, values in (
+        (jobs.c.parent_id, where.parent),
+        (jobs.c.user, where.user),
+        (jobs.c.name, where.name),
+        (jobs.c.status, [status.value for status in where.status]),
+        (jobs.c.queue, where.queue),
+    ):
+        if values:
+            return [(jobs, column == value) for value in dict.fromkeys(values)]
+    found = [("tag", tag) for tag in where.tag] or [(f"metadata.{key}", value) for key, value in where.metadata[:1]]
+    if found:
+        labelled = labels.join(jobs, jobs.c.id == labels.c.job_id)
+        return [(labelled, and_(labels.c.key == key, labels.c.value == value)) for key, value in dict.fromkeys(found)]
+    return [(jobs, jobs.c.created_at >= "")]
+
+
+def _conditions(where: JobFilter) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = []
+    for column, values in (
+        (jobs.c.parent_id, where.parent),
+        (jobs.c.user, where.user),
+        (jobs.c.name, where.name),
+        (jobs.c.status, [status.value for status in where.status]),
+        (jobs.c.queue, where.queue),
+    ):
+        if values:
+            found.append(column.in_(values))
+    if where.tag:
+        found.append(_labelled("tag", where.tag))
+    found.extend(_labelled(f"metadata.{key}", (value,)) for key, value in where.metadata)
+    if where.since is not None:
+        found.append(jobs.c.created_at >= text_of(where.since))
+    if where.until is not None:
+        found.append(jobs.c.created_at < text_of(where.until))
+    if where.text is not None:
+        found.append(_text(where.text))
+    return found
+
+
+def _labelled(key: str, values: Sequence[str]) -> ColumnElement[bool]:
+    return exists().where(labels.c.job_id == jobs.c.id, labels.c.key == key, labels.c.value.in_(values))
+
+
+def _text(text: str) -> ColumnElement[bool]:
+    newest = select(jobs.c.num).order_by(jobs.c.num.desc()).limit(TEXT_WINDOW).subquery()
+    among = jobs.c.num >= select(func.min(newest.c.num)).scalar_subquery()
+    begins = (column.startswith(text, autoescape=True) for column in (jobs.c.id, jobs.c.name, jobs.c.label))
+    return and_(among, or_(*chain(begins, (jobs.c.error_message.contains(text, autoescape=True),))))
+
+
+def orphan_query(limit: int) -> Select[Any]:
+    """Jobs whose `life` is over."""
+    over = select(lives.c.id).where(lives.c.ended_at.is_not(None), lives.c.id == jobs.c.life)
+    return select(*STANDING).where(jobs.c.life.is_not(None), exists(over)).order_by(jobs.c.life).limit(limit)
+
+
+def _after(job_id: str | None, after: str) -> ColumnElement[bool]:
+    kind, _, number = after.rpartition(":")
+    if not number.isdecimal() or kind not in {"", "all"}:
+        raise InvalidFilter("cursor", after, ["an event's cursor", "a sequence number"])
+    if job_id is None:
+        return job_events.c.pos > int(number)
+    if kind == "":
+        return job_events.c.seq > int(number)
+    return job_events.c.pos > int(number)
+
+
+# ── reading rows ──
+
+
+def _read_cursor(cursor: str | None) -> tuple[str, int] | None:
+    if cursor is None:
+        return None
+    try:
+        at, num = json.loads(base64.urlsafe_b64decode(cursor.encode()))
+        return str(at), int(num)
+    except (ValueError, TypeError, binascii.Error):
+        raise InvalidFilter("cursor", cursor, ["the next_cursor of a page"]) from None
+
+
+def _write_cursor(row: Row[Any]) -> str:
+    return base64.urlsafe_b64encode(json.dumps([row.page_at, row.page_num]).encode()).decode()
+
+
+def _failure(text: str | None) -> Failure | None:
+    return None if text is None else Failure(**json.loads(text))
+
+
+def _uuid(text: str | None) -> UUID | None:
+    return None if text is None else UUID(text)
+
+
+def _at(text: str) -> datetime:
+    at = time_of(text)
+    assert at is not None  # noqa: S101  the column is NOT NULL
+    return at
+
+
+def _event(row: Row[Any]) -> Event:
+    return Event(
+        UUID(row.job_id), row.seq, row.type, JobStatus(row.status), row.message,
+        None if row.data is None else json.loads(row.data), _at(row.at), f"all:{row.pos}",
+    )  # fmt: skip
+
+
+def _record(row: Row[Any], now: datetime) -> JobRecord:
+    since = time_of(row.running_since)
+    ran: float | None = row.run_s
+    if since is not None:
+        ran = row.run_s + max(0.0, (now - since).total_seconds())
+    elif row.started_at is None:
+        ran = None
+    params: dict[str, Json] = json.loads(row.params)
+    return JobRecord(
+        id=UUID(row.id), name=row.name, version=row.version, label=row.label, description=row.description,
+        status=JobStatus(row.status), reason=row.reason, wanted=row.wanted, queue=row.queue, priority=row.priority,
+        params=params,
+        progress=None if row.progress_data is None else Progress(row.progress, **json.loads(row.progress_data)),
+        output=None if row.output is None else json.loads(row.output), error=_failure(row.error), attempt=row.attempt,
+        retry_count=row.retry_count, max_retries=row.max_retries, crash_count=row.crash_count,
+        checkpoint_seq=row.checkpoint_seq, created_at=_at(row.created_at), scheduled_at=time_of(row.scheduled_at),
+        started_at=time_of(row.started_at), completed_at=time_of(row.completed_at),
+        last_checkpoint_at=time_of(row.last_checkpoint_at), duration_s=ran, node=row.node,
+        lease_deadline=time_of(row.lease_until), user=row.user, tags=tuple(json.loads(row.tags)),
+        metadata=json.loads(row.metadata), parent_id=_uuid(row.parent_id),
+        depends_on=tuple(UUID(one) for one in json.loads(row.depends_on)), retry_of=_uuid(row.retry_of),
+        forked_from=_uuid(row.forked_from), key=row.key,
+    )  # fmt: skip

@@ -1,0 +1,249 @@
+"""The statements of the write path, and how values become rows.
+
+Written once with SQLAlchemy, compiled once for the database at hand, and run with tuples from then on: compiling and
+processing parameters anew for each batch costs more than SQLite's own work. Each statement knows the order of its
+parameters; the functions beside it make the tuples.
+
+Invariant: every UPDATE of a job names its id, attempt, status and the number of its latest event, so that it changes
+exactly the row it was decided on, or none.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from sqlalchemy import ColumnElement, Update, and_, bindparam, case, false, func, or_, select
+
+from jobkit.lifecycle import Standing
+from jobkit.model import TERMINAL, JobStatus
+from jobkit.policy import rank
+from jobkit.store.schema import job_checkpoints, job_events, jobs, labels, lives, queues
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection, CursorResult, Dialect, Executable, Table
+
+    from jobkit.interfaces import NewJob
+    from jobkit.lifecycle import Transition
+    from jobkit.model import Json, Progress
+    from jobkit.store.dialects import Database
+
+Row = tuple[Any, ...]
+
+
+class Statement(NamedTuple):
+    """A statement's text; its parameters stand in the order in which `prepare` was told."""
+
+    text: str
+
+    def one(self, connection: Connection, row: Row) -> CursorResult[Any]:
+        """Run it once."""
+        return connection.exec_driver_sql(self.text, row)
+
+    def many(self, connection: Connection, rows: list[Row]) -> int:
+        """Run it for each tuple; answer how many rows changed."""
+        return connection.exec_driver_sql(self.text, rows).rowcount
+
+
+def prepare(statement: Executable, dialect: Dialect, *order: str) -> Statement:
+    """Compile a statement, and see to it that its parameters stand in the order in which tuples will be made."""
+    compiled = statement.compile(dialect=dialect)
+    found = tuple(compiled.positiontup)  # type: ignore[attr-defined]  # only a SQL compiler has it, and this is one
+    if found != order:
+        message = f"parameters stand as {found}, not as {order}, in: {compiled}"
+        raise RuntimeError(message)
+    return Statement(str(compiled))
+
+
+# ── values ──
+
+
+def text_of(at: datetime | None) -> str | None:
+    """Write a time as it is stored: UTC, six decimals, `Z`."""
+    if at is None:
+        return None
+    return at.astimezone(UTC).isoformat(timespec="microseconds")[:26] + "Z"
+
+
+def time_of(text: str | None) -> datetime | None:
+    """Read a stored time."""
+    return None if text is None else datetime.fromisoformat(text)
+
+
+def to_json(value: Json | Sequence[object]) -> str:
+    """Write JSON as it is stored: no spaces, letters as they are unless UTF-8 can't say them."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text if text.isprintable() or _is_utf8(text) else json.dumps(value, separators=(",", ":"))
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def progress_row(progress: Progress | None) -> Row:
+    """Fill in `_PROGRESS`: progress is kept as it is where there is none to store."""
+    if progress is None:
+        return (None, None, None)
+    rest = {
+        name: value
+        for name in ("completed", "total", "unit", "phase", "message", "data")
+        if (value := getattr(progress, name)) is not None
+    }
+    text = to_json(rest)
+    return (text, progress.fraction, text)
+
+
+# ── changes of a job ──
+
+GUARD: Final = ("at_id", "at_attempt", "at_status", "at_event")
+
+
+def guard_row(job: Standing) -> Row:
+    """Fill in `GUARD`."""
+    return (job.id, job.attempt, job.status.value, job.event_seq)
+
+
+_MOVED: Final = (
+    "status", "attempt", "wanted", "reason", "rank", "scheduled_at", "blockers", "retry_count", "crash_count",
+    "event_seq", "life", "running_since", "run_s", "completed_at",
+)  # fmt: skip
+
+
+def moved_row(job: Standing, now: datetime, now_text: str) -> Row:
+    """The new values of a job that changed its standing, in the order of `_MOVED`."""
+    status = job.status
+    return (
+        status.value, job.attempt, job.wanted, job.reason,
+        rank(now, job.priority) if status is JobStatus.QUEUED else None,
+        text_of(job.due_at), job.blockers, job.retry_count, job.crash_count, job.event_seq, job.life,
+        now_text if job.running_since is now else text_of(job.running_since),
+        job.run_s, now_text if status in TERMINAL else None,
+    )  # fmt: skip
+
+
+_PROGRESS: Final = ("progress_data", "progress", "progress_data")
+_FINISHED: Final = ("output", "output_data", "error", "error_message")
+_SAVED: Final = ("crash_count", "checkpoint_seq", "state_seq", "last_checkpoint_at", "state")
+
+
+def _update(*names: str, **computed: ColumnElement[Any]) -> Update:
+    """Change one job that is still what it was when the change was decided."""
+    found = zip((jobs.c.id, jobs.c.attempt, jobs.c.status, jobs.c.event_seq), GUARD, strict=True)
+    values = [*((jobs.c[name], bindparam(name)) for name in names), *((jobs.c[name], computed[name]) for name in computed)]
+    return jobs.update().where(*(column == bindparam(name) for column, name in found)).ordered_values(*values)
+
+
+def _progress() -> dict[str, ColumnElement[Any]]:
+    given = bindparam("progress_data")
+    return {
+        "progress": case((given.is_(None), jobs.c.progress), else_=bindparam("progress")),
+        "progress_data": func.coalesce(given, jobs.c.progress_data),
+    }
+
+
+STANDING: Final = (
+    jobs.c.id, jobs.c.status, jobs.c.attempt, jobs.c.wanted, jobs.c.reason, jobs.c.resumable, jobs.c.priority,
+    jobs.c.blockers, jobs.c.scheduled_at, jobs.c.retry_count, jobs.c.crash_count, jobs.c.event_seq, jobs.c.life,
+    jobs.c.running_since, jobs.c.run_s, jobs.c.checkpoint_seq,
+)  # fmt: skip
+"""The columns of a `Standing`, in its order."""
+
+
+def standing_of(row: Sequence[Any]) -> Standing:
+    """Read a `Standing` from the columns of `STANDING`."""
+    (job_id, status, attempt, wanted, reason, resumable, priority, blockers, due_at, retries, crashes, event_seq, life,
+     since, run_s, checkpoint_seq) = row  # fmt: skip
+    return Standing(
+        job_id, JobStatus(status), attempt, wanted, reason, bool(resumable), priority, blockers, time_of(due_at), retries,
+        crashes, event_seq, life, time_of(since), run_s, checkpoint_seq,
+    )  # fmt: skip
+
+
+_CLAIMED: Final = (jobs.c.name, jobs.c.version, jobs.c.params_data, jobs.c.state, jobs.c.metadata)
+
+_INSERTED: Final = (
+    "id", "name", "version", "label", "description", "user", "tags", "metadata", "key", "params", "params_data",
+    "resumable", "status", "queue", "priority", "rank", "event_seq", "created_at", "state",
+)  # fmt: skip
+
+
+def inserted_row(job: NewJob, now: datetime, now_text: str) -> Row:
+    """The values of a new job, in the order of `_INSERTED`."""
+    return (
+        job.id, job.name, job.version, job.label, job.description, job.user, to_json(job.tags),
+        to_json(dict(job.metadata)), job.key, to_json(job.params), job.params_data, int(job.resumable), "queued",
+        job.queue, job.priority, rank(now, job.priority), 1, now_text, job.state,
+    )  # fmt: skip
+
+
+def event_row(transition: Transition, now_text: str, message: str | None = None, data: str | None = None) -> Row:
+    """The stored event of a transition that has one."""
+    after = transition.after
+    return (after.id, after.event_seq, transition.event, after.status.value, message, data, now_text)
+
+
+class Statements:
+    """All statements of the write path, compiled for one dialect."""
+
+    def __init__(self, dialect: Database) -> None:
+        self._dialect = dialect
+        self._claims: dict[int, Statement] = {}
+
+        def ready(statement: Executable, *order: str) -> Statement:
+            return prepare(statement, dialect.compiler, *order)
+
+        def insert(table: Table, *names: str) -> Statement:
+            return ready(table.insert().values({name: bindparam(name) for name in names}), *names)
+
+        self.insert = insert(jobs, *_INSERTED)
+        self.insert_event = insert(job_events, "job_id", "seq", "type", "status", "message", "data", "at")
+        self.insert_label = insert(labels, "key", "value", "created_at", "job_id")
+        self.insert_queue = ready(dialect.upsert(queues, "name"), "name")
+        self.queues = ready(select(queues.c.name, queues.c.paused))
+        keyed = (jobs.c.name == bindparam("name"), jobs.c.key == bindparam("key"), jobs.c.key.is_not(None))
+        self.by_key = ready(select(jobs.c.id, jobs.c.params_data).where(*keyed), "name", "key")
+        self.standing = ready(select(*STANDING).where(jobs.c.id == bindparam("id")), "id")
+
+        started = func.coalesce(jobs.c.started_at, bindparam("started_at"))
+        self.start = ready(_update(*_MOVED, "node", started_at=started), *_MOVED, "node", "started_at", *GUARD)
+        self.move = ready(_update(*_MOVED), *_MOVED, *GUARD)
+        self.finish = ready(_update(*_MOVED, *_FINISHED, **_progress()), *_MOVED, *_FINISHED, *_PROGRESS, *GUARD)
+        self.save = ready(_update(*_SAVED, **_progress()), *_SAVED, *_PROGRESS, *GUARD)
+        self.report = ready(_update(**_progress()), *_PROGRESS, *GUARD)
+        kept = dialect.upsert(job_checkpoints, "job_id", "slot", "seq", "state", "at", replace=True)
+        self.keep = ready(kept, "job_id", "slot", "seq", "state", "at")
+
+        alive = (lives.c.id == bindparam("at_life"), lives.c.ended_at.is_(None))
+        entered = tuple(column.name for column in lives.c if column.name != "ended_at")
+        self.register = insert(lives, *entered)
+        self.alive = ready(select(lives.c.id).where(*alive), "at_life")
+        renewed = lives.update().where(*alive).values(lease_until=bindparam("lease_until"))
+        self.renew = ready(renewed, "lease_until", "at_life")
+        ended = lives.update().where(*alive).values(ended_at=bindparam("ended_at"))
+        self.retire = ready(ended, "ended_at", "at_life")
+
+    def claim(self, known: int) -> Statement:
+        """Find the best claimable jobs of one queue among `known` pairs of name and newest version."""
+        if known not in self._claims:
+            pairs = [(f"name_{i}", f"version_{i}") for i in range(known)]
+            runnable = or_(
+                false(), *(and_(jobs.c.name == bindparam(n), jobs.c.version <= bindparam(v)) for n, v in pairs)
+            )
+            found = (
+                select(*STANDING, *_CLAIMED, jobs.c.rank)
+                .where(jobs.c.queue == bindparam("queue"), jobs.c.rank.is_not(None), runnable)
+                .order_by(jobs.c.rank, jobs.c.num)
+                .limit(bindparam("room"))
+                .offset(bindparam("offset"))
+            )
+            order = ("queue", *(name for pair in pairs for name in pair), "room", "offset")
+            text = prepare(found, self._dialect.compiler, *order).text
+            self._claims[known] = Statement(text.replace("FROM jobs", f"FROM jobs {self._dialect.claim_hint}", 1))
+        return self._claims[known]

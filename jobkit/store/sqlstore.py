@@ -1,0 +1,160 @@
+"""`SqlStore`: the store on a SQL database.
+
+It opens the database and its schema, applies batches (`writes`), and answers questions (`queries`). Synchronous: the
+runtime's writer decides when a batch is committed, and in which thread.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from jobkit.points import reach
+from jobkit.errors import StoreUnavailable
+from jobkit.interfaces import Change, Claim, Insert, Register, Renew, Retire
+from jobkit.lifecycle import Trigger
+from jobkit.store.dialects import Sqlite
+from jobkit.store.queries import Queries
+from jobkit.store.sql import Statements
+from jobkit.store.upgrade import prepare_schema
+from jobkit.store.writes import CULPRIT, Batch, Mismatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from sqlalchemy import Connection
+
+    from jobkit.interfaces import Hold, Life, Write
+    from jobkit.store.dialects import Database
+
+_POINT = {
+    Trigger.CHECKPOINT: "checkpoint",
+    Trigger.REPORT: "report",
+    Trigger.COMPLETE: "finish",
+    Trigger.FAIL: "finish",
+    Trigger.STOPPED: "give_back",
+    Trigger.GRACE_OVER: "give_back",
+    Trigger.OWNER_GONE: "recovery",
+}
+
+
+class SqlStore(Queries):
+    """Jobs in a SQL database.
+
+    Args:
+        url: A SQLAlchemy URL; `sqlite://` keeps everything in memory.
+        keep_checkpoints: How many of each job's checkpoints are kept.
+        durability: `"full"` survives power loss, `"normal"` a crash of the process.
+        allow_network_fs: Whether SQLite may be used on a network file system.
+        now: Tells the time to use, or None for the database's own; for simulated time.
+
+    Raises:
+        StoreUnavailable: The URL names no database that jobkit knows.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        keep_checkpoints: int = 5,
+        durability: str = "full",
+        allow_network_fs: bool = False,
+        now: Callable[[], datetime | None] = lambda: None,
+    ) -> None:
+        if not url.startswith("sqlite"):
+            raise StoreUnavailable(f"{url.split(':', 1)[0]!r} is no database that this release can use", "give a sqlite:/// URL")
+        self._database: Database = Sqlite(url, now=now, durability=durability, network_ok=allow_network_fs)
+        self._keep = keep_checkpoints
+        self._statements = Statements(self._database)
+        self._queues: set[str] = set()
+
+    @property
+    def location(self) -> str:
+        """Where it is, for people; passwords masked."""
+        return self._database.location
+
+    @property
+    def path(self) -> Path | None:
+        """The file, if it is one."""
+        return self._database.path
+
+    def open(self) -> None:
+        """Connect, and create or upgrade the schema.
+
+        Raises:
+            StoreUnavailable: It can't be reached, read or written.
+            SchemaMismatch: A newer release wrote it.
+        """
+        self._database.open()
+        try:
+            with self._database.writing() as connection:
+                prepare_schema(connection)
+                reach("schema.before_commit")
+        except BaseException:
+            self._database.close()
+            raise
+        reach("schema.after_commit")
+
+    def close(self) -> None:
+        """Let go of every connection and file."""
+        self._database.close()
+
+    def commit(self, batch: Sequence[Write]) -> list[Any]:
+        """Apply the writes in their order, in one transaction.
+
+        Args:
+            batch: The writes; no two for one job.
+
+        Returns:
+            For each write its answer, or the exception that it alone has earned.
+
+        Raises:
+            StoreUnavailable: Nothing of the batch was applied.
+        """
+        points = {_point(write) for write in batch}
+        try:
+            answers = self._apply(batch, points, Batch.together)
+        except (Mismatch, *CULPRIT):
+            answers = self._apply(batch, points, Batch.singly)
+        for point in points:
+            reach(f"{point}.after_commit")
+        for write in batch:
+            if isinstance(write, Retire):
+                self._database.forget(write.life)
+        return answers
+
+    def _apply(self, batch: Sequence[Write], points: set[str], how: Callable[[Batch, Sequence[Write]], list[Any]]) -> list[Any]:
+        with self._database.writing() as connection:
+            work = Batch(connection, self._database.now(connection), self._statements, self._queues, self._keep)
+            answers = how(work, batch)
+            for point in points:
+                reach(f"{point}.before_commit")
+        self._queues |= work.new_queues
+        self._database.wrote(work.rows, work.size)
+        return answers
+
+    def hold(self, life: str) -> Hold | None:
+        """Take hold of a new life's lock; None where lives are judged by their leases alone."""
+        return self._database.hold(life)
+
+    def prove_dead(self, life: Life) -> bool | None:
+        """Whether a life's process is gone: True if proven, False if alive, None if it can't be told from here."""
+        return self._database.prove_dead(life)
+
+
+def _point(write: Write) -> str:
+    """The name of the crash points around a write."""
+    match write:
+        case Change():
+            return _POINT.get(write.cause.trigger, "control")
+        case Insert():
+            return "dispatch"
+        case Claim():
+            return "claim"
+        case Register():
+            return "register"
+        case Renew():
+            return "renew"
+        case Retire():
+            return "retire"

@@ -1,0 +1,304 @@
+"""One batch of writes, inside one transaction.
+
+Fast first, fair second. `together` runs each kind of statement once for the whole batch and trusts what the writers know
+of their jobs; each statement's guard makes sure of it, and one row count tells whether all were right. If not, the batch
+is rolled back and `singly` does the writes one after another, each in a savepoint, deciding anew on what the database
+says: so only the culprit hears of it, and nobody else's work is undone.
+
+Invariant: an event is numbered and stored in the transaction of the change that it tells of.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, ProgrammingError
+
+from jobkit.codec import canonical
+from jobkit.errors import JobkitError, JobNotFound, KeyConflict, LeaseLost, SerializationError
+from jobkit.interfaces import Change, Claim, Claimed, Insert, Register, Renew, Retire, Stored
+from jobkit.lifecycle import Cause, Transition, Trigger, advance
+from jobkit.model import JobStatus, label_text
+from jobkit.store.sql import (
+    event_row,
+    guard_row,
+    inserted_row,
+    moved_row,
+    progress_row,
+    standing_of,
+    text_of,
+    to_json,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+    from jobkit.interfaces import NewJob, Write
+    from jobkit.lifecycle import Standing
+    from jobkit.store.sql import Row, Statement, Statements
+
+CULPRIT: Final = (IntegrityError, DataError, InterfaceError, ProgrammingError, UnicodeEncodeError, OverflowError)
+"""What a value that the database can't take raises; any other error is the database's own trouble."""
+
+
+class Mismatch(Exception):  # noqa: N818  a signal within this module, not an error for callers
+    """A row was not what its writer took it for."""
+
+
+class Planned(NamedTuple):
+    """A statement for one row."""
+
+    statement: Statement
+    row: Row
+
+
+class Batch:
+    """One transaction at work."""
+
+    def __init__(self, connection: Connection, now: datetime, statements: Statements, known_queues: set[str], keep: int):
+        """Begin with an open transaction.
+
+        Args:
+            connection: The writing connection, inside the transaction.
+            now: The transaction's time.
+            statements: The compiled statements.
+            known_queues: Queues that are known to be stored; added to only by the caller, after the commit.
+            keep: How many checkpoints of a job to keep.
+        """
+        self._connection, self._now, self._sql, self._keep = connection, now, statements, keep
+        self._now_text = text_of(now) or ""
+        self._known_queues = known_queues
+        self.new_queues: set[str] = set()
+        self.rows = self.size = 0
+
+    # ── the two ways ──
+
+    def together(self, writes: Sequence[Write]) -> list[Any]:
+        """Apply all writes, each kind at once.
+
+        Raises:
+            Mismatch: Some row was not as expected; the transaction must be rolled back.
+        """
+        answers: list[Any] = [None] * len(writes)
+        plans: dict[Statement, list[Row]] = defaultdict(list)
+        events: list[Row] = []
+        late: list[int] = []
+        for index, write in enumerate(writes):
+            if isinstance(write, Change) and write.expected is not None:
+                try:
+                    answers[index] = transition = advance(write.expected, write.cause, self._now)
+                except JobkitError as error:
+                    answers[index] = error
+                    continue
+                for statement, row in self._plan(write, transition):
+                    plans[statement].append(row)
+                events.extend(self._events(transition, write))
+            elif isinstance(write, Insert) and all(job.key is None for job in write.jobs):
+                answers[index] = tuple(Stored(job.id, created=True) for job in write.jobs)
+                self._plan_inserts(write.jobs, plans, events)
+            else:
+                late.append(index)
+        self._run(plans)
+        if events:
+            self._tell(events)
+        for index in sorted(late, key=lambda at: isinstance(writes[at], Claim)):  # a claim finds what came in beside it
+            answers[index] = self._alone(writes[index])
+        return answers
+
+    def singly(self, writes: Sequence[Write]) -> list[Any]:
+        """Apply the writes one after another, each against what the database says."""
+        return [self._alone(write) for write in writes]
+
+    def _alone(self, write: Write) -> Any:
+        try:
+            with self._connection.begin_nested():
+                return self._do(write)
+        except JobkitError as error:
+            return error
+        except CULPRIT as error:
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            return SerializationError("the job", f"the database refuses one of its values ({cause})")
+
+    def _do(self, write: Write) -> Any:
+        match write:
+            case Change():
+                return self._change(write)
+            case Insert():
+                return self._insert(write.jobs)
+            case Claim():
+                return self._claim(write)
+            case Register(life=life, lease_s=lease_s):
+                until = self._now + timedelta(seconds=lease_s)
+                self._sql.register.one(
+                    self._connection,
+                    (life.id, life.node, life.host, life.boot_id, life.pid, int(life.working),
+                     to_json(dict(life.versions)), self._now_text, text_of(until)),
+                )  # fmt: skip
+                return until
+            case Renew(life=life_id, lease_s=lease_s):
+                until = self._now + timedelta(seconds=lease_s)
+                if self._sql.renew.one(self._connection, (text_of(until), life_id)).rowcount != 1:
+                    raise LeaseLost(life_id, 0)
+                return until
+            case Retire(life=life_id):
+                return self._sql.retire.one(self._connection, (self._now_text, life_id)).rowcount == 1
+
+    # ── changes ──
+
+    def _change(self, change: Change) -> Transition:
+        job = self._standing(change)
+        transition = advance(job, change.cause, self._now)
+        for statement, row in self._plan(change, transition):
+            if statement.many(self._connection, [row]) != 1:
+                raise LeaseLost(change.job_id, job.attempt)
+        self._tell(list(self._events(transition, change)))
+        return transition
+
+    def _standing(self, change: Change) -> Standing:
+        expected = change.expected
+        row = self._sql.standing.one(self._connection, (change.job_id,)).one_or_none()
+        if row is None:
+            raise JobNotFound(change.job_id) if expected is None else LeaseLost(change.job_id, expected.attempt)
+        job = standing_of(row)
+        if expected is not None and (job.attempt, job.status) != (expected.attempt, expected.status):
+            raise LeaseLost(change.job_id, expected.attempt)
+        return job
+
+    def _plan(self, change: Change, transition: Transition) -> Iterator[Planned]:
+        """Say which statements write a transition, with their rows."""
+        before, after, trigger = transition.before, transition.after, transition.cause.trigger
+        guard = guard_row(before)
+        progress = progress_row(change.progress)
+        if trigger is Trigger.REPORT:
+            yield Planned(self._sql.report, (*progress, *guard))
+        elif trigger is Trigger.CHECKPOINT:
+            state = change.state or b""
+            seq = after.checkpoint_seq
+            self.size += 2 * len(state)
+            saved = (after.crash_count, seq, seq, self._now_text, state)
+            yield Planned(self._sql.save, (*saved, *progress, *guard))
+            if self._keep:
+                yield Planned(self._sql.keep, (before.id, seq % self._keep, seq, state, self._now_text))
+        elif after is not before:
+            moved = moved_row(after, self._now, self._now_text)
+            if change.output is None and change.failure is None and change.progress is None:
+                yield Planned(self._sql.move, (*moved, *guard))
+            else:
+                yield Planned(self._sql.finish, (*moved, *_finished(change, after.status), *progress, *guard))
+
+    def _events(self, transition: Transition, change: Change) -> Iterator[Row]:
+        if transition.event is not None:
+            failure = change.failure
+            message = transition.after.reason if failure is None else f"{failure.type}: {failure.message}"
+            yield event_row(transition, self._now_text, message)
+
+    # ── inserts ──
+
+    def _plan_inserts(self, new: Sequence[NewJob], plans: dict[Statement, list[Row]], events: list[Row]) -> None:
+        rows, labels = plans[self._sql.insert], []
+        for job in new:
+            rows.append(inserted_row(job, self._now, self._now_text))
+            events.append((job.id, 1, "created", "queued", job.label, None, self._now_text))
+            self.size += len(job.params_data) + len(job.state or b"")
+            if job.queue not in self._known_queues:
+                self.new_queues.add(job.queue)
+            if job.tags or job.metadata:
+                labels.extend(self._labels(job))
+        if labels:
+            plans[self._sql.insert_label].extend(labels)
+
+    def _labels(self, job: NewJob) -> Iterator[Row]:
+        for tag in dict.fromkeys(job.tags):
+            yield ("tag", tag, self._now_text, job.id)
+        for key, value in job.metadata.items():
+            if value is None or isinstance(value, str | int | float | bool):
+                yield (f"metadata.{key}", label_text(value), self._now_text, job.id)
+
+    def _insert(self, new: Sequence[NewJob]) -> tuple[Stored, ...]:
+        """Insert jobs of which some have keys; a key that is taken gives the job that has it."""
+        stored = []
+        for job in new:
+            known = None
+            if job.key is not None:
+                known = self._sql.by_key.one(self._connection, (job.name, job.key)).one_or_none()
+            if known is None:
+                plans: dict[Statement, list[Row]] = defaultdict(list)
+                events: list[Row] = []
+                self._plan_inserts([job], plans, events)
+                self._run(plans)
+                self._tell(events)
+                stored.append(Stored(job.id, created=True))
+            elif canonical(known.params_data) == canonical(job.params_data):
+                stored.append(Stored(known.id, created=False))
+            else:
+                raise KeyConflict(job.name, job.key or "", known.id)
+        return tuple(stored)
+
+    # ── claims ──
+
+    def _claim(self, claim: Claim) -> list[Claimed]:
+        if self._sql.alive.one(self._connection, (claim.life,)).one_or_none() is None:
+            raise LeaseLost(claim.life, 0)
+        cause = Cause(Trigger.CLAIM, life=claim.life)
+        claimed, started, events = [], [], []
+        for *standing, name, version, params_data, state, metadata, _rank in self._candidates(claim):
+            transition = advance(standing_of(standing), cause, self._now)
+            after = transition.after
+            moved = moved_row(after, self._now, self._now_text)
+            started.append((*moved, claim.node, self._now_text, *guard_row(transition.before)))
+            events.append(event_row(transition, self._now_text))
+            facts = json.loads(metadata) if metadata != "{}" else {}
+            claimed.append(Claimed(transition, name, version, params_data, state, facts))
+        if started:
+            if self._sql.start.many(self._connection, started) != len(started):
+                raise Mismatch
+            self._tell(events)
+            self.rows += len(started)
+        return claimed
+
+    def _candidates(self, claim: Claim) -> list[Any]:
+        """The best claimable jobs of the queues served: one limited index read for each queue."""
+        statement = self._sql.claim(len(claim.versions))
+        known = tuple(part for pair in claim.versions.items() for part in pair)
+        found: list[Any] = []
+        queues = [name for name, paused in self._sql.queues.one(self._connection, ()) if not paused]
+        for queue in queues:
+            if claim.queues is None or queue in claim.queues:
+                found.extend(statement.one(self._connection, (queue, *known, claim.room, 0)))
+        if len(queues) > 1:
+            found.sort(key=lambda row: row[-1])
+        return found[: claim.room]
+
+    # ── running what was planned ──
+
+    def _run(self, plans: dict[Statement, list[Row]]) -> None:
+        for queue in self.new_queues - self._known_queues:
+            self._sql.insert_queue.many(self._connection, [(queue,)])
+        for statement, rows in plans.items():
+            if rows and statement.many(self._connection, rows) != len(rows):
+                raise Mismatch
+            self.rows += len(rows)
+
+    def _tell(self, events: list[Row]) -> None:
+        if events:
+            self._sql.insert_event.many(self._connection, events)
+
+
+def _finished(change: Change, status: JobStatus) -> Row:
+    """The columns of what came of an attempt; an output counts only where the job is completed by it."""
+    output_data, shown = change.output if change.output is not None and status is JobStatus.COMPLETED else (None, None)
+    failure = change.failure
+    return (
+        None if output_data is None else to_json(shown),
+        output_data,
+        None if failure is None else to_json({"type": failure.type, "message": failure.message, "traceback": failure.traceback}),
+        None if failure is None else f"{failure.type}: {failure.message}",
+    )
+
+
