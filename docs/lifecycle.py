@@ -38,8 +38,8 @@ A job is created in the status that fits what it waits for. Self-loops and what 
 A cell names the statuses that a trigger may lead to; which of several is chosen by the facts: what was asked of the
 job (cancel before time-out before pause before shutdown), whether it can be resumed, what it waits for and until when.
 
-- *noted*: the status stays; stored now and applied later. Two requests to a running job may be refused even so: to pause
-  one that is not resumable or is being cancelled, and to resume one of which no pause is wanted.
+- *noted*: the status stays; stored now and applied later. Two requests to a running job may be refused even so: to
+  pause one that is not resumable or is being cancelled, and to resume one of which no pause is wanted.
 - *ignored*: nothing to do; the job has moved on.
 - ✗: refused with `IllegalTransition`.
 - *fenced*: `LeaseLost`, for the word of an attempt that no longer holds the job.

@@ -49,7 +49,6 @@ from pydantic import (
 )
 from pydantic.errors import (
     PydanticInvalidForJsonSchema,
-    PydanticSchemaGenerationError,
     PydanticUndefinedAnnotation,
     PydanticUserError,
 )
@@ -251,7 +250,11 @@ def _keys(name: str, info: FieldInfo) -> set[str]:
 
 def _state_in(cls: type[Job[Any]], data: object) -> dict[str, str]:
     """Find state in what a caller gave: the fields' names by the keys that were used."""
-    keys = {key: name for name, info in cls.model_fields.items() if _is_state(info) for key in _keys(name, info)}
+    keys: dict[str, str] | None = cls.__dict__.get("__jobkit_keys__")
+    if keys is None:
+        keys = {key: name for name, info in cls.model_fields.items() if _is_state(info) for key in _keys(name, info)}
+        if cls.__pydantic_complete__:  # before that, an alias generator may not have run
+            cls.__jobkit_keys__ = keys  # type: ignore[attr-defined]  # seen by nobody else
     if isinstance(data, Mapping):
         return {key: name for key, name in keys.items() if key in data}
     if cls.model_config.get("from_attributes") and not isinstance(data, cls):
@@ -338,6 +341,7 @@ class JobType:
         if not isinstance(given, Mapping):
             kind = type(given).__name__
             raise InvalidParams(self.name, {"": f"give a mapping of parameter names to values, not {kind}"})
+        self._fields  # noqa: B018  completes the class, whose aliases count
         state = _state_in(self.cls, given)
         problems = {key: f"is state: a job starts from its default; leave {name} out" for key, name in state.items()}
         try:
@@ -547,10 +551,10 @@ class JobType:
     def _output(self) -> TypeAdapter[Any]:
         try:
             return TypeAdapter(self.output)
-        except PydanticSchemaGenerationError as error:
+        except (PydanticUserError, PydanticUndefinedAnnotation) as error:
             raise InvalidJob(
                 f"{self.cls.__qualname__} returns {self.output!r}, which can't be checked: "
-                f"declare a pydantic model, a dataclass or a builtin type"
+                f"{error.message.partition('. ')[0]}; declare a pydantic model, a dataclass or a builtin type"
             ) from error
 
     @cached_property
@@ -560,7 +564,12 @@ class JobType:
 
     @cached_property
     def _output_schema(self) -> dict[str, Any]:
-        return self._output.json_schema(mode="serialization")
+        try:
+            return self._output.json_schema(mode="serialization")
+        except PydanticInvalidForJsonSchema as error:
+            raise InvalidJob(
+                f"the output of {self.name!r} has no JSON schema: {error.message}; use types that JSON can say"
+            ) from error
 
     def _unpack(self, data: bytes, what: str) -> dict[str, Any]:
         values = self._codec.unpack(data)
@@ -632,6 +641,7 @@ class JobType:
 # ── what can't work is refused ──
 
 LONGEST_NAME: Final = 200
+TOP_PRIORITY: Final = 1_000_000
 _ATOMS: Final = frozenset({int, float, bool, str, bytes, type(None)})
 _EXECUTORS: Final = get_args(Executor)
 
@@ -716,8 +726,10 @@ def _check_options(kind: JobType) -> None:
         raise InvalidJob(f"{who}: aliases {aliases!r} repeat themselves or the name {kind.name!r}: write each once")
     if not _is_int(kind.version) or kind.version < 1:
         raise InvalidJob(f"{who}: version is {kind.version!r}: write a whole number from 1 up")
-    if not _is_int(kind.priority):
-        raise InvalidJob(f"{who}: priority is {kind.priority!r}: write Priority.HIGH or a whole number")
+    if not _is_int(kind.priority) or abs(kind.priority) > TOP_PRIORITY:
+        raise InvalidJob(
+            f"{who}: priority is {kind.priority!r}: write Priority.HIGH or an integer within ±{TOP_PRIORITY:,}"
+        )
     if kind.executor not in _EXECUTORS:
         raise InvalidJob(f"{who}: there is no executor {kind.executor!r}: write one of {', '.join(_EXECUTORS)}")
     if kind.executor not in ("auto", kind.runs_in):

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
@@ -408,6 +407,13 @@ class Signal(Protocol):
     async def wait(self) -> None: ...
 
 
+class ThreadSignal(Protocol):
+    """What a thread waits for: a `threading.Event`."""
+
+    def is_set(self) -> bool: ...
+    def wait(self, timeout: float | None = None) -> bool: ...
+
+
 class Ids(Protocol):
     """Where new ids come from."""
 
@@ -427,7 +433,7 @@ class Threads(Protocol):
         """Run a function in a thread of its own and wait for its result; if cancelled, leave it behind."""
         ...
 
-    def wait(self, signal: threading.Event, seconds: float) -> bool:
+    def wait(self, signal: ThreadSignal, seconds: float) -> bool:
         """Wait in a thread until a signal is set or the time is over; answer whether it was set."""
         ...
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import os
 import pkgutil
 import re
 import weakref
@@ -344,9 +343,7 @@ def _source_of(cls: type) -> _Source:
     frame = frame or here
     if frame is None:  # a Python without frames
         return _Source(cls.__module__, 0, None)
-    file = frame.f_code.co_filename
-    file = file if file.startswith("<") else os.path.abspath(file)  # noqa: PTH100  Path.resolve() reads the disk
-    return _Source(file, frame.f_lineno, weakref.ref(frame.f_code))
+    return _Source(frame.f_code.co_filename, frame.f_lineno, weakref.ref(frame.f_code))
 
 
 def discover(package: str) -> list[str]:

@@ -17,7 +17,7 @@ from jobkit.runtime.loops import Loop, Reply
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jobkit.interfaces import Signal
+    from jobkit.interfaces import Signal, ThreadSignal
 
 T = TypeVar("T")
 
@@ -88,6 +88,6 @@ class SystemThreads:
         result: T = await reply.wait()
         return result
 
-    def wait(self, signal: threading.Event, seconds: float) -> bool:
+    def wait(self, signal: ThreadSignal, seconds: float) -> bool:
         """Wait in a thread until a signal is set or the time is over."""
         return signal.wait(seconds)

@@ -7,16 +7,16 @@ done what it waits for. Lives on the event loop; nothing here is called from ano
 from __future__ import annotations
 
 import logging
-from collections import defaultdict, deque
-from contextlib import contextmanager
+from collections import deque
 from typing import TYPE_CHECKING, Final
+from weakref import WeakSet
 
 import anyio
 
 from jobkit.model import JobStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from jobkit.interfaces import Observer
     from jobkit.lifecycle import Transition
@@ -29,12 +29,15 @@ LIVE_EVENTS: Final = 1_000
 
 
 class Ear:
-    """One who waits: for a job's transitions or for all, and for live events if wanted."""
+    """One who waits, for as long as somebody keeps it."""
 
-    def __init__(self, job_id: str | None) -> None:
-        self.job_id = job_id
+    def __init__(self) -> None:
         self.signal = anyio.Event()
         self.live: deque[Event] = deque(maxlen=LIVE_EVENTS)
+
+    def take(self) -> list[Event]:
+        """Take the live events that came since the last time."""
+        return [self.live.popleft() for _ in range(len(self.live))]
 
     def call(self) -> None:
         """Wake the one who waits."""
@@ -47,7 +50,7 @@ class Feed:
 
     def __init__(self, observers: Sequence[Observer] = ()) -> None:
         self._observers = observers
-        self._ears: dict[str | None, set[Ear]] = defaultdict(set)
+        self._ears: dict[str | None, WeakSet[Ear]] = {}
         self.queued = anyio.Event()
 
     @property
@@ -55,17 +58,11 @@ class Feed:
         """Whether anybody listens; may be asked from any thread."""
         return bool(self._ears)
 
-    @contextmanager
-    def listening(self, job_id: str | None = None) -> Iterator[Ear]:
-        """Hear of one job, or of all, from now on."""
-        ear = Ear(job_id)
-        self._ears[job_id].add(ear)
-        try:
-            yield ear
-        finally:
-            self._ears[job_id].discard(ear)
-            if not self._ears[job_id]:
-                del self._ears[job_id]
+    def listen(self, job_id: str | None = None) -> Ear:
+        """Hear of one job, or of all, for as long as the answer is kept."""
+        ear = Ear()
+        self._ears.setdefault(job_id, WeakSet()).add(ear)
+        return ear
 
     def heard(self, transitions: list[Transition]) -> None:
         """Pass on what was committed."""
@@ -77,20 +74,23 @@ class Feed:
                     observer(transition)
                 except Exception:  # the wall around an observer
                     log.exception("an observer failed; it can change nothing, so work goes on")
-        if not self._ears:
-            return
-        for transition in transitions:
-            for ear in self._ears.get(transition.after.id, ()):
-                ear.call()
-        for ear in self._ears.get(None, ()):
-            ear.call()
+        if self._ears:
+            for job_id in dict.fromkeys([*(one.after.id for one in transitions), None]):
+                for ear in self._listeners(job_id):
+                    ear.call()
 
     def happened(self, event: Event) -> None:
         """Pass on a live event, which is not stored."""
-        for key in (str(event.job_id), None):
-            for ear in self._ears.get(key, ()):
+        for job_id in (str(event.job_id), None):
+            for ear in self._listeners(job_id):
                 ear.live.append(event)
                 ear.call()
+
+    def _listeners(self, job_id: str | None) -> list[Ear]:
+        ears = list(self._ears.get(job_id, ()))
+        if not ears:
+            self._ears.pop(job_id, None)
+        return ears
 
     def work_came(self) -> None:
         """Say that there may be something to claim."""

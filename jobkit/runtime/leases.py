@@ -60,6 +60,11 @@ class Lease:
             await self._writer.submit(Retire(self.life.id))
         except StoreUnavailable as error:
             log.warning("the end of this life could not be noted (%s); others will find it by its lock", error)
+        self.forsake()
+
+    def forsake(self) -> None:
+        """Let the lock go without a word, as a death would: the loop has ended under this life, and others may take over."""
+        self._stop.set()
         if self._hold is not None:
             self._hold.release()
             self._hold = None

@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from uuid import UUID
 
 import anyio
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
 
-from jobkit.codec import decode_plain
 from jobkit.definition import Job
-from jobkit.errors import InvalidFilter, InvalidJobId, JobkitError, JobNotFound, ManagerNotRunning
+from jobkit.errors import InvalidFilter, InvalidJobId, JobkitError, ManagerNotRunning
 from jobkit.executors.inline import InlineExecutor
 from jobkit.executors.thread import ThreadExecutor
 from jobkit.interfaces import Insert, Store
-from jobkit.model import EVENT_TYPES, JobFilter, JobRecord, JobStats, JobStatus, Page
+from jobkit.model import JobFilter, JobRecord, JobStats, JobStatus, Page
 from jobkit.registration import registry as global_registry
 from jobkit.runtime.clock import SystemClock, SystemIds, SystemThreads
 from jobkit.runtime.dispatch import DispatchOptions, new_job
@@ -32,6 +31,7 @@ from jobkit.runtime.leases import Lease, new_life
 from jobkit.runtime.loops import Loop
 from jobkit.runtime.recovery import Recovery
 from jobkit.runtime.runner import Surroundings
+from jobkit.runtime.watch import Watch
 from jobkit.runtime.worker import Worker
 from jobkit.runtime.writer import Writer
 from jobkit.settings import Settings
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from jobkit.definition import JobType
-    from jobkit.interfaces import Clock, Ended, Ids, Middleware, NewJob, Observer, Stored, Threads
-    from jobkit.model import Event, FilterFields
+    from jobkit.interfaces import Clock, Executor, Ids, Middleware, NewJob, Observer, Stored, Threads
+    from jobkit.model import FilterFields
     from jobkit.registration import Registry
 
 log = logging.getLogger("jobkit")
@@ -54,7 +54,6 @@ log = logging.getLogger("jobkit")
 T = TypeVar("T")
 Out = TypeVar("Out")
 
-READS_AT_ONCE: Final = 4
 MAX_PAGE: Final = 1_000
 IDLE_POLL_S: Final = 0.02
 
@@ -106,8 +105,10 @@ class JobManager:
         self.node_name = node_name or platform.node()
         self._work = work
         self._resources = resources or {}
-        self._middleware, self._observers = middleware, observers
+        self._middleware = middleware
         self._store, self._data_dir = self._place(store)
+        self._feed = Feed(observers)
+        self._watch = Watch(self._store, self._feed, self._clock, registry)
         self._running = False
 
     def _place(self, store: str | Path | Store | None) -> tuple[Store, Path | None]:
@@ -157,15 +158,14 @@ class JobManager:
         self._registry.load_installed()
         await to_thread.run_sync(self._store.open)
         self._loop = Loop()
-        self._reads = CapacityLimiter(READS_AT_ONCE)
-        self._feed = Feed(self._observers)
+        self._watch.open()
         self._writer = Writer(self._store, self._loop, self._threads, self._feed.heard)
         self._writer.start()
         self._lease: Lease | None = None
         self._others_live = False
         self._worker = self._make_worker()
         self._recovery = Recovery(
-            self._store, self._writer, self._clock, self._read, lambda: self._life, self._settings.sweep_s
+            self._store, self._writer, self._clock, self._watch.read, lambda: self._life, self._settings.sweep_s
         )
         self._scope = anyio.CancelScope()
         self._over = anyio.Event()
@@ -190,7 +190,7 @@ class JobManager:
             data_dir=self._folder,
             resources=self._resources,
         )
-        executors = {
+        executors: dict[str, Executor] = {
             "inline": InlineExecutor(self._registry),
             "thread": ThreadExecutor(self._registry, self._threads),
         }
@@ -246,6 +246,8 @@ class JobManager:
             log.critical("the manager's own work broke off", exc_info=group_error)
             raise
         finally:
+            if not self._scope.cancel_called and self._lease is not None:
+                self._lease.forsake()
             self._over.set()
 
     async def stop(self, grace: float | None = None) -> None:
@@ -272,7 +274,7 @@ class JobManager:
             return any(not self._store.prove_dead(life) for life in others)
 
         try:
-            return bool(await self._read(found))
+            return bool(await self._watch.read(found))
         except JobkitError:
             return False
 
@@ -282,6 +284,7 @@ class JobManager:
             await self._lease.end()
             self._lease = None
         await self._writer.close()
+        self._watch.close()
         await to_thread.run_sync(self._store.close)
 
     async def run_until_idle(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  the usual name
@@ -294,10 +297,11 @@ class JobManager:
             TimeoutError: There was still work to do.
             ManagerNotRunning: The manager isn't started, or is a client.
         """
-        self._check()
+        self._watch.check()
         if not self._work:
             raise ManagerNotRunning("this manager is a client (work=False)", "make it a working one to run jobs")
-        with anyio.fail_after(timeout), self._feed.listening() as ear:
+        ear = self._feed.listen()
+        with anyio.fail_after(timeout):
             await self._recovery.swept.wait()
             while True:
                 signal = ear.signal
@@ -307,8 +311,7 @@ class JobManager:
                 await self._clock.wait(signal, IDLE_POLL_S)
 
     async def _claimable(self) -> bool:
-        found: bool = await self._read(self._store.claimable, self._registry.versions(), self._queues)
-        return found
+        return await self._watch.read(self._store.claimable, self._registry.versions(), self._queues)
 
     # ── dispatching ──
 
@@ -382,11 +385,11 @@ class JobManager:
         return made
 
     async def _insert(self, new: Sequence[NewJob]) -> list[JobHandle[Any]]:
-        self._check()
+        self._watch.check()
         stored: tuple[Stored, ...] = await self._writer.submit(Insert(tuple(new)))
         if any(one.created for one in stored):
             self._feed.work_came()
-        return [JobHandle(self, UUID(one.id)) for one in stored]
+        return [JobHandle(self._watch, UUID(one.id)) for one in stored]
 
     # ── asking ──
 
@@ -399,7 +402,7 @@ class JobManager:
         Raises:
             InvalidJobId: Not a UUID.
         """
-        return JobHandle(self, _uuid(job_id))
+        return JobHandle(self._watch, _uuid(job_id))
 
     async def get(self, job_id: UUID | str) -> JobRecord:
         """Read one job.
@@ -411,10 +414,7 @@ class JobManager:
             InvalidJobId: Not a UUID.
             JobNotFound: No job has that id.
         """
-        found: JobRecord | None = await self._read(self._store.get, str(_uuid(job_id)))
-        if found is None:
-            raise JobNotFound(str(job_id))
-        return found
+        return await self._watch.record(_uuid(job_id))
 
     async def list_jobs(
         self,
@@ -438,8 +438,7 @@ class JobManager:
         if not 1 <= limit <= MAX_PAGE:
             raise InvalidFilter("limit", limit, [f"a number from 1 to {MAX_PAGE}"])
         where = JobFilter.of(filter, fields)
-        page: Page[JobRecord] = await self._read(self._store.page, where, limit, cursor)
-        return page
+        return await self._watch.read(self._store.page, where, limit, cursor)
 
     async def stats(
         self, filter: JobFilter | JobStatus | str | None = None, **fields: Unpack[FilterFields]  # noqa: A002
@@ -453,8 +452,7 @@ class JobManager:
         Raises:
             InvalidFilter: An unknown field or status.
         """
-        stats: JobStats = await self._read(self._store.stats, JobFilter.of(filter, fields))
-        return stats
+        return await self._watch.read(self._store.stats, JobFilter.of(filter, fields))
 
     def events(
         self,
@@ -473,11 +471,8 @@ class JobManager:
         Raises:
             InvalidFilter: An unknown type.
         """
-        self._check()
-        wanted = None if types is None else frozenset(_event_type(one) for one in types)
-        return EventStream(
-            self, None if job_id is None else _uuid(job_id), None if after is None else str(after), wanted
-        )
+        one = None if job_id is None else _uuid(job_id)
+        return EventStream(self._watch, one, None if after is None else str(after), types)
 
     def job_types(self) -> list[JobType]:
         """All job types that this manager can run."""
@@ -494,35 +489,6 @@ class JobManager:
         """
         return self._registry.schema(name)
 
-    # ── for handles and streams ──
-
-    async def _ended(self, job_id: UUID) -> Ended:
-        found: Ended | None = await self._read(self._store.ended, str(job_id))
-        if found is None:
-            raise JobNotFound(str(job_id))
-        return found
-
-    def _output(self, ended: Ended) -> Any:
-        if ended.output is None:
-            return None
-        if ended.name not in self._registry:
-            return decode_plain(ended.output)
-        return self._registry.get(ended.name).unpack_output(ended.output)
-
-    async def _stored_events(self, job_id: UUID | None, after: str | None, limit: int) -> list[Event]:
-        found: list[Event] = await self._read(
-            self._store.events, None if job_id is None else str(job_id), after, None, limit
-        )
-        return found
-
-    async def _read(self, function: Any, *args: Any) -> Any:
-        self._check()
-        return await to_thread.run_sync(function, *args, limiter=self._reads)
-
-    def _check(self) -> None:
-        if not self._running:
-            raise ManagerNotRunning("the manager is not started", "use `async with JobManager(...)`, or await start()")
-
     def _folder(self) -> Path:
         if self._data_dir is None:
             self._data_dir = Path(tempfile.mkdtemp(prefix="jobkit-"))
@@ -536,10 +502,3 @@ def _uuid(value: UUID | str) -> UUID:
         return UUID(value)
     except (ValueError, AttributeError, TypeError):
         raise InvalidJobId(value) from None
-
-
-def _event_type(word: str) -> str:
-    name = word.removeprefix("job.")
-    if name not in EVENT_TYPES:
-        raise InvalidFilter("event type", word, EVENT_TYPES)
-    return name

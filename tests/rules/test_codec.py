@@ -1,5 +1,7 @@
 """The codec: what is stored comes back equal and of the same type, or is refused by name; damage is always seen (G17, G18)."""
 
+# ruff: noqa: E501  # tables of values, one row of a kind
+
 from __future__ import annotations
 
 import enum
@@ -168,7 +170,9 @@ def round_trip(value: object) -> Any:
 LEAVES: list[object] = [
     None, True, False, 0, -1, 2**63, 2**64 - 1, 2**64, -(2**63) - 1, 10**400, -(10**400),
     0.5, -0.0, math.inf, -math.inf, math.nan, "", "ä€😀", "lone \udcff surrogate", b"", b"\xff\x00",
-    datetime(2024, 2, 29, 1, 2, 3, 4), datetime(2024, 1, 1, fold=1), datetime(1, 1, 1, tzinfo=UTC), datetime.max,
+    datetime(2024, 2, 29, 1, 2, 3, 4), datetime(2024, 1, 1, fold=1),  # noqa: DTZ001
+    datetime(1, 1, 1, tzinfo=UTC), datetime.max,  # noqa: DTZ901
+
     datetime(2024, 10, 27, 2, 30, tzinfo=ZoneInfo("Europe/Berlin")),
     datetime(2024, 10, 27, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1),
     datetime(2024, 3, 31, 2, 30, tzinfo=ZoneInfo("Europe/Berlin")), datetime(2024, 1, 1, tzinfo=ZoneInfo("UTC")),
@@ -355,7 +359,7 @@ def test_added_and_removed_fields() -> None:
         (old_model(), new_model()),
         (old_data(), new_data()),
         (old_tuple, new_tuple),
-    ):  # noqa: E501, PYI024
+    ):
         back = Codec([new]).unpack(Codec([old]).pack(old(a={1}, gone=2)))
         assert type(back) is new
         assert (back.a, back.added) == ({1}, "new")
@@ -594,6 +598,9 @@ def test_only_declared_types_are_constructed() -> None:
     ):  # fmt: skip
         with pytest.raises(StateCorrupt):
             CODEC.unpack(msgpack.packb(forged))
+    for forged in (opening, [1, opening], {"a": opening}, [opening], msgpack.ExtType(99, b"")):
+        with pytest.raises(StateCorrupt):
+            decode_plain(msgpack.packb(forged))
 
 
 def test_canonical_bytes() -> None:
@@ -604,8 +611,8 @@ def test_canonical_bytes() -> None:
     two = {
         (1, 2): Open(r=2, q=1),
         "c": State(any={"y": (2,), "x": 1}),
-        "b": set(members[::-1]),
-        "a": set(names[::-1]),
+        "b": {members[-n] for n in range(1, 51)},
+        "a": {names[-n] for n in range(1, 51)},
     }
     assert one == two
     assert canonical(CODEC.pack(one)) == canonical(CODEC.pack(two))
@@ -699,6 +706,9 @@ def test_an_envelope_holds_two_maps() -> None:
     ):
         with pytest.raises(SerializationError):
             seal(*bad)
+    for journal in (EMPTY_MAP * 2, b"\x81", b"\x81\xc1\xc1"):
+        with pytest.raises(StateCorrupt, match="no two maps"):
+            unseal(seal(JOB, 1, EMPTY_MAP, journal))
 
 
 # ── for people ──

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -13,7 +14,7 @@ from jobkit.settings import Settings
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch) -> Path:
+def here(tmp_path, monkeypatch):
     """Stand in an empty folder, without variables of the machine's own."""
     import os
 
@@ -94,8 +95,9 @@ def test_unknown_names_in_own_files_are_misspellings(here):
     """In jobkit.toml and [tool.jobkit], and among arguments, an unknown name is refused, with near ones."""
     (here / "jobkit.toml").write_text("concurency = 3\n[worker]\nx = 1")
     (here / "pyproject.toml").write_text("[tool.jobkit]\nlease-s = 3\n")
+    misspelt: dict[str, Any] = {"max_state_byte": 3}
     with pytest.raises(InvalidSettings) as refused:
-        Settings(max_state_byte=3)
+        Settings(**misspelt)
     assert refused.value.fields == {
         "max_state_byte": "there is no such setting: did you mean max_state_bytes?",
         "concurency": "there is no such setting: did you mean concurrency?",

@@ -1,4 +1,4 @@
-"""What type checkers must see of a job. Not run: `test_definition.py` gives it to mypy, where each ignore must be needed.
+"""What type checkers must see of a job. Not run: `test_definition.py` gives it to mypy; every ignore must be needed.
 
 `unused-ignore` beside another code marks what pydantic's own mypy plugin lets through, for it replaces the constructor
 that `state()` describes by one of all fields; the test takes these words out and uses no plugin.

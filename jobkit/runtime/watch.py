@@ -1,0 +1,103 @@
+"""Asking and waiting: what a caller may know of jobs, without a say in them.
+
+Reads go to the database in a few threads, never on the event loop. Waiting is for the feed, with a look at the database now
+and then, since another process may have done what is waited for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+
+from anyio import CapacityLimiter, to_thread
+
+from jobkit.codec import decode_plain
+from jobkit.errors import JobNotFound, ManagerNotRunning
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from uuid import UUID
+
+    from jobkit.interfaces import Clock, Ended, Signal, Store
+    from jobkit.model import Event, JobRecord
+    from jobkit.registration import Registry
+    from jobkit.runtime.feed import Feed
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+READS_AT_ONCE: Final = 4
+
+POLL_S: Final = (0.05, 0.1, 0.2, 0.5)
+"""How long to wait, if nobody tells, before looking at the database again; the last value holds on."""
+
+
+class Watch:
+    """One database, as those who only look see it."""
+
+    def __init__(self, store: Store, feed: Feed, clock: Clock, registry: Registry) -> None:
+        """Prepare; closed until `open`.
+
+        Args:
+            store: What is read.
+            feed: Who tells what was committed here.
+            clock: Time between looks.
+            registry: Knows the types of outputs.
+        """
+        self._store, self.feed, self._clock, self._registry = store, feed, clock, registry
+        self._limiter: CapacityLimiter | None = None
+
+    def open(self) -> None:
+        """Allow reading; on the event loop."""
+        self._limiter = CapacityLimiter(READS_AT_ONCE)
+
+    def close(self) -> None:
+        """Refuse to read from now on."""
+        self._limiter = None
+
+    def check(self) -> None:
+        """Raise `ManagerNotRunning` unless open."""
+        if self._limiter is None:
+            raise ManagerNotRunning("the manager is not started", "use `async with JobManager(...)`, or await start()")
+
+    async def read(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a reading function in a thread."""
+        self.check()
+        return await to_thread.run_sync(lambda: function(*args, **kwargs), limiter=self._limiter)
+
+    async def record(self, job_id: UUID) -> JobRecord:
+        """One job; `JobNotFound` if there is none."""
+        found = await self.read(self._store.get, str(job_id))
+        if found is None:
+            raise JobNotFound(str(job_id))
+        return found
+
+    async def ended(self, job_id: UUID) -> Ended:
+        """What came of a job so far; `JobNotFound` if there is none."""
+        found = await self.read(self._store.ended, str(job_id))
+        if found is None:
+            raise JobNotFound(str(job_id))
+        return found
+
+    def output(self, ended: Ended) -> Any:
+        """A job's output in its own type; as JSON if the job isn't known here."""
+        if ended.output is None:
+            return None
+        if ended.name not in self._registry:
+            return decode_plain(ended.output)
+        return self._registry.get(ended.name).unpack_output(ended.output)
+
+    async def events(self, job_id: UUID | None, after: str | None, limit: int) -> list[Event]:
+        """Stored events after a cursor, oldest first."""
+        return await self.read(self._store.events, None if job_id is None else str(job_id), after, None, limit)
+
+    async def heard(self, signal: Signal, looks: int) -> bool:
+        """Wait to be told, but not for long: the more often one has looked in vain, the longer.
+
+        Args:
+            signal: Set by the feed.
+            looks: How often the database was looked at in vain.
+
+        Returns:
+            Whether the feed told.
+        """
+        return await self._clock.wait(signal, POLL_S[min(looks, len(POLL_S) - 1)])
