@@ -12,7 +12,7 @@ from uuid import UUID
 
 import anyio
 
-from jobkit.runtime.loops import Loop, Reply
+from jobkit.runtime.loops import Loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +74,8 @@ class SystemThreads:
 
     async def run(self, call: Callable[[], T], name: str) -> T:
         """Run a function in a thread of its own and wait for its result; if cancelled, leave it behind."""
-        loop, reply = Loop(), Reply()
+        loop = Loop()
+        reply = loop.reply()
 
         def answer() -> None:
             result: Any

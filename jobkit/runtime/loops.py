@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, TypeVarTuple, Unpack
 
 import anyio
 
@@ -55,24 +55,61 @@ class Loop:
 
             trio.lowlevel.spawn_system_task(run, name=name)
 
+    def reply(self) -> Reply:
+        """Make an answer to wait for on this loop."""
+        return FutureReply(self._asyncio) if self._asyncio is not None else EventReply()
 
-class Reply:
-    """An answer that a task waits for and a thread posts."""
 
-    __slots__ = ("_event", "answer")
-
-    def __init__(self) -> None:
-        self._event = anyio.Event()
-        self.answer: Any = None
+class Reply(Protocol):
+    """An answer that one task waits for."""
 
     def set(self, answer: object) -> None:
         """Give the answer; on the loop."""
-        self.answer = answer
-        self._event.set()
+        ...
 
     async def wait(self) -> Any:
         """Wait for the answer; an exception is raised."""
+        ...
+
+
+class FutureReply:
+    """An answer on asyncio: a bare future, since there is one for each write."""
+
+    __slots__ = ("_future",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._future: asyncio.Future[Any] = loop.create_future()
+
+    def set(self, answer: object) -> None:
+        """Give the answer, unless who waited for it was cancelled."""
+        if not self._future.done():
+            self._future.set_result(answer)
+
+    async def wait(self) -> Any:
+        """Wait for the answer."""
+        answer = await self._future
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+
+class EventReply:
+    """An answer on any loop that anyio knows."""
+
+    __slots__ = ("_answer", "_event")
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+        self._answer: Any = None
+
+    def set(self, answer: object) -> None:
+        """Give the answer."""
+        self._answer = answer
+        self._event.set()
+
+    async def wait(self) -> Any:
+        """Wait for the answer."""
         await self._event.wait()
-        if isinstance(self.answer, BaseException):
-            raise self.answer
-        return self.answer
+        if isinstance(self._answer, BaseException):
+            raise self._answer
+        return self._answer

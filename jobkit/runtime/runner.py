@@ -13,7 +13,7 @@ from uuid import UUID
 
 import anyio
 
-from jobkit.errors import LeaseLost, StateTooLarge
+from jobkit.errors import LeaseLost, SerializationError, StateTooLarge
 from jobkit.interfaces import (
     Attempt,
     Change,
@@ -222,7 +222,10 @@ async def run(running: Running, executor: Executor | None, middleware: Sequence[
         outcome: Outcome | None = None
         with running.scope:
             reach("run.before_handler")
-            outcome = await _carried(running, executor, middleware)
+            try:
+                outcome = await _carried(running, executor, middleware)
+            except Exception as error:  # noqa: BLE001  the wall around a handler: this came from middleware or an executor
+                outcome = Failed(Failure(type(error).__name__, str(error)))
             reach("run.after_handler")
         if running.fenced:
             outcome = Fenced()
@@ -273,8 +276,13 @@ async def _finish(running: Running, outcome: Outcome | None, others: Callable[[]
             return
         case None:
             change = Change(job.id, Cause(Trigger.GRACE_OVER, others=others()), job, progress=progress)
+    writer = running._around.writer  # noqa: SLF001
     try:
-        await running._around.writer.submit(change)  # noqa: SLF001
+        try:
+            await writer.submit(change)
+        except SerializationError as error:  # a job must not stay running for a result that can't be stored
+            failure = Failure(type(error).__name__, str(error))
+            await writer.submit(Change(job.id, Cause(Trigger.FAIL), job, failure=failure))
     except LeaseLost:
         log.warning("%s %s: attempt %s ended after it had lost its lease; nothing was changed", running.name, job.id, job.attempt)
 

@@ -20,13 +20,12 @@ import anyio
 from jobkit.errors import StoreUnavailable
 from jobkit.interfaces import Change, Claimed, Insert
 from jobkit.lifecycle import Transition
-from jobkit.runtime.loops import Reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from jobkit.interfaces import Store, Threads, Write
-    from jobkit.runtime.loops import Loop
+    from jobkit.runtime.loops import Loop, Reply
 
 log = logging.getLogger("jobkit.writer")
 
@@ -87,6 +86,7 @@ class Writer:
         self._closing = False
         self._closed = anyio.Event()
         self._stop = threading.Event()
+        self._failures = 0
 
     def start(self) -> None:
         """Start the thread."""
@@ -110,7 +110,7 @@ class Writer:
         """
         while len(self._pending) >= BACKLOG:
             await self._room.wait()
-        reply = Reply()
+        reply = self._loop.reply()
         self._put(Entry(write, reply))
         return await reply.wait()
 
@@ -120,7 +120,7 @@ class Writer:
         for write in writes:
             while len(self._pending) >= BACKLOG:
                 await self._room.wait()
-            reply = Reply()
+            reply = self._loop.reply()
             replies.append(reply)
             self._put(Entry(write, reply))
         answers = []
@@ -154,19 +154,26 @@ class Writer:
     # ── the thread's side ──
 
     def _run(self) -> None:
-        failures = 0
         while batch := self._take():
-            try:
-                answers = self._store.commit([entry.write for entry in batch])
-            except Exception as error:  # noqa: BLE001  the wall around a batch
-                failures += 1
-                self._unavailable(batch, error, failures)
-                continue
-            if failures:
-                log.warning("the database is back; work goes on")
-                failures = 0
-            self._deliver(batch, answers)
+            self._commit(batch)
         self._loop.post(self._closed.set)
+
+    def _commit(self, batch: list[Entry]) -> None:
+        try:
+            answers = self._store.commit([entry.write for entry in batch])
+        except StoreUnavailable as error:
+            self._unavailable(batch, error)
+            return
+        except Exception as error:  # noqa: BLE001  the wall around a batch
+            if len(batch) > 1:
+                for entry in batch:
+                    self._commit([entry])
+                return
+            answers = [_unexpected(error)]
+        if self._failures:
+            log.warning("the database is back; work goes on")
+            self._failures = 0
+        self._deliver(batch, answers)
 
     def _take(self) -> list[Entry]:
         """Wait for writes and take a batch: no two for one job, in order; empty once all is done and closing."""
@@ -214,17 +221,19 @@ class Writer:
         self._room.set()
         self._room = anyio.Event()
 
-    def _unavailable(self, batch: list[Entry], error: Exception, failures: int) -> None:
+    def _unavailable(self, batch: list[Entry], error: StoreUnavailable) -> None:
         """Tell those who can do something about it, and keep the attempts' own writes for another try."""
-        if failures == 1:
+        self._failures += 1
+        if self._failures == 1:
             log.error("nothing can be written: %s", error)
-        told = error if isinstance(error, StoreUnavailable) else _unexpected(error)
-        kept = [entry for entry in batch if _patient(entry.write) and not self._stop.is_set()]
-        self._deliver(rest := [entry for entry in batch if entry not in kept], [told] * len(rest))
+        kept, told = [], []
+        for entry in batch:
+            (kept if _patient(entry.write) and not self._stop.is_set() else told).append(entry)
+        self._deliver(told, [error] * len(told))
         with self._changed:
             self._pending.extendleft(reversed(kept))
         if kept:
-            self._threads.wait(self._stop, BACK_OFF_S[min(failures, len(BACK_OFF_S)) - 1])
+            self._threads.wait(self._stop, BACK_OFF_S[min(self._failures, len(BACK_OFF_S)) - 1])
 
 
 def _patient(write: Write) -> bool:
