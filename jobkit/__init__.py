@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from jobkit.context import BlockingJobContext, JobContext
-    from jobkit.definition import Job, JobType, state
+    from jobkit.definition import Job, state
     from jobkit.errors import (
         DuplicateJob,
         FrozenParameter,
@@ -40,11 +40,12 @@ if TYPE_CHECKING:
         StoreUnavailable,
         UnknownJob,
     )
+    from jobkit.filters import JobFilter
     from jobkit.interfaces import Interrupt
+    from jobkit.jobtype import JobType
     from jobkit.model import (
         Event,
         Failure,
-        JobFilter,
         JobRecord,
         JobStats,
         JobStatus,
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
 
 _HOMES: Final = {
     "context": ("BlockingJobContext", "JobContext"),
-    "definition": ("Job", "JobType", "state"),
+    "definition": ("Job", "state"),
     "errors": (
         "DuplicateJob", "FrozenParameter", "IllegalTransition", "InvalidFilter", "InvalidJob", "InvalidJobId",
         "InvalidOption", "InvalidOutput", "InvalidParams", "InvalidSettings", "JobCancelled", "JobFailed", "JobHeld",
@@ -67,9 +68,11 @@ _HOMES: Final = {
         "SchemaMismatch", "SerializationError", "StateCorrupt", "StateTooLarge", "StateVersionError",
         "StoreUnavailable", "UnknownJob",
     ),
+    "filters": ("JobFilter",),
     "interfaces": ("Interrupt",),
+    "jobtype": ("JobType",),
     "model": (
-        "Event", "Failure", "JobFilter", "JobRecord", "JobStats", "JobStatus", "Page", "Priority", "Progress",
+        "Event", "Failure", "JobRecord", "JobStats", "JobStatus", "Page", "Priority", "Progress",
     ),
     "registration": ("Registry", "discover", "job", "registry"),
     "runtime.handle": ("JobHandle",),
@@ -81,7 +84,7 @@ _HOME: Final = {name: module for module, names in _HOMES.items() for name in nam
 
 __version__ = "0.1.0"
 
-__all__ = [  # noqa: PLE0604, RUF022  every name above, in order; written out for tools that don't run the code
+__all__ = [  # every name above, in order; written out for tools that don't run the code
     "BlockingJobContext", "DuplicateJob", "Event", "Failure", "FrozenParameter", "IllegalTransition", "Interrupt",
     "InvalidFilter", "InvalidJob", "InvalidJobId", "InvalidOption", "InvalidOutput", "InvalidParams",
     "InvalidSettings", "Job", "JobCancelled", "JobContext", "JobFailed", "JobFilter", "JobHandle", "JobHeld",

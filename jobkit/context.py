@@ -7,17 +7,19 @@ the handler's thread. Folders, time and the database are behind the port too: no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, TypeVar, cast, overload
 from uuid import UUID
 
 from jobkit.interfaces import Interrupt
 from jobkit.model import Progress
+from jobkit.plain import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
-
-    from typing_extensions import Self
+    from typing import Self
 
     from jobkit.interfaces import Port, Work
     from jobkit.model import Json
@@ -108,7 +110,7 @@ class ContextBase:
         message: str | None = None,
         data: Json = None,
     ) -> None:
-        """Say how far the job has come. Never blocks and never raises; what is too frequent is left out, the last is not.
+        """Say how far the job has come. Never blocks or raises; what is too frequent is left out, the last is not.
 
         Args:
             progress: 0.0 to 1.0, or a whole `Progress`. With nothing given the progress is indeterminate.
@@ -120,10 +122,25 @@ class ContextBase:
             data: Anything JSON can say.
         """
         if not isinstance(progress, Progress):
-            progress = Progress(_fraction(progress, completed, total), completed, total, unit, phase, message, data)
-        self._port.report(progress)
+            progress = Progress(progress, completed, total, unit, phase, message, data)
+        self._port.report(self._sayable(progress))
 
-    def log(self, message: str, *, level: str = "info", **fields: object) -> None:
+    def _sayable(self, given: Progress) -> Progress:
+        """Make of it what JSON can say, now: what the handler changes later is not to be seen half changed."""
+        data = given.data
+        if data is not None and type(data) not in _SCALARS:
+            try:
+                data = plain(data)
+            except Exception as error:  # noqa: BLE001  reporting progress never fails
+                self._port.log(f"the data of this progress can't be shown ({type(error).__name__})", "warning", {})
+                data = None
+        completed, total = _number(given.completed), _number(given.total)
+        return Progress(
+            _fraction(given.fraction, completed, total), completed, total,
+            _text(given.unit), _text(given.phase), _text(given.message), data,
+        )  # fmt: skip
+
+    def log(self, message: str, /, *, level: str = "info", **fields: object) -> None:
         """Write a line to the job's log. Never raises.
 
         Args:
@@ -133,7 +150,7 @@ class ContextBase:
         """
         self._port.log(message, level, fields)
 
-    def warn(self, message: str, **fields: object) -> None:
+    def warn(self, message: str, /, **fields: object) -> None:
         """Write a warning to the job's log. Never raises.
 
         Args:
@@ -143,12 +160,33 @@ class ContextBase:
         self._port.log(message, "warning", fields)
 
 
-def _fraction(given: float | None, completed: float | None, total: float | None) -> float | None:
+_SCALARS: Final = frozenset({bool, str})
+
+
+def _fraction(given: object, completed: float | None, total: float | None) -> float | None:
+    fraction = _number(given)
+    if given is None and completed is not None and total is not None:
+        fraction = completed / total if total else 1.0
+    return None if fraction is None else min(1.0, max(0.0, float(fraction)))
+
+
+def _number(given: object) -> float | None:
+    """A number that JSON can say; None for what is none."""
     try:
-        if given is None and completed is not None and total is not None:
-            given = completed / total if total else 1.0
-        return None if given is None else min(1.0, max(0.0, float(given)))
-    except (TypeError, ValueError, ArithmeticError):
+        number = float(cast("Any", given))
+    except Exception:  # noqa: BLE001  reporting progress never fails
+        return None
+    if number - number != 0.0:  # NaN and the infinities
+        return None
+    return given if type(given) is int else number
+
+
+def _text(given: object) -> str | None:
+    if given is None or type(given) is str:
+        return given
+    try:
+        return str(given)
+    except Exception:  # noqa: BLE001  reporting progress never fails
         return None
 
 
@@ -217,19 +255,38 @@ class _blocking(Generic[P, R]):  # noqa: N801  used as a decorator would be
             return self
 
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            return drive(self._method(view._awaited, *args, **kwargs))  # noqa: SLF001  the two are one
+            with view._turns:  # noqa: SLF001  the two are one
+                return drive(self._method(view._awaited, *args, **kwargs))  # noqa: SLF001  as above
 
         return call
 
 
 class BlockingJobContext(ContextBase):
-    """The same view for a sync handler, which runs in a thread: same names, no `await`."""
+    """The same view for a sync handler, which runs in a thread: same names, no `await`.
 
-    __slots__ = ("_awaited",)
+    Threads of the handler's own may share it: they take turns, so that a state packed later is never saved earlier.
+    """
 
-    def __init__(self, work: Work, port: Port, pack: Callable[[], bytes]) -> None:
+    __slots__ = ("_awaited", "_turns")
+
+    def __init__(
+        self,
+        work: Work,
+        port: Port,
+        pack: Callable[[], bytes],
+        turns: AbstractContextManager[Any] = nullcontext(),  # noqa: B008  it has no state
+    ) -> None:
+        """Made by an executor.
+
+        Args:
+            work: The attempt.
+            port: The way out.
+            pack: Packs the job's present state.
+            turns: A lock, for as many threads as the handler may start.
+        """
         super().__init__(work, port, pack)
         self._awaited = JobContext(work, port, pack)
+        self._turns = turns
 
     checkpoint: Final = _blocking(JobContext.checkpoint)
     check_interrupt: Final = _blocking(JobContext.check_interrupt)

@@ -1,8 +1,8 @@
 """Every error that jobkit raises: one tree, each with a stable code.
 
-Why one file: a caller that catches `JobkitError` catches all of them and nothing else, and a face can translate an error
-by its `code` without knowing the class. A message always says what to do next; what it speaks of is also an attribute.
-A handler's own failure is never raised through here: it is data (`Failure`), carried by `JobFailed`.
+Why one file: a caller that catches `JobkitError` catches all of them and nothing else, and a face can translate an
+error by its `code` without knowing the class. A message always says what to do next; what it speaks of is also an
+attribute. A handler's own failure is never raised through here: it is data (`Failure`), carried by `JobFailed`.
 """
 
 from __future__ import annotations
@@ -15,34 +15,12 @@ if TYPE_CHECKING:
     from jobkit.model import Failure
 
 __all__ = [
-    "DuplicateJob",
-    "FrozenParameter",
-    "IllegalTransition",
-    "InvalidFilter",
-    "InvalidJob",
-    "InvalidJobId",
-    "InvalidOutput",
-    "InvalidOption",
-    "InvalidParams",
-    "InvalidSettings",
-    "JobCancelled",
-    "JobFailed",
-    "JobHeld",
-    "JobLost",
-    "JobNotFound",
-    "JobTimedOut",
-    "JobkitError",
-    "KeyConflict",
-    "LeaseLost",
-    "ManagerNotRunning",
-    "SchemaMismatch",
-    "SerializationError",
-    "StateCorrupt",
-    "StateTooLarge",
-    "StateVersionError",
-    "StoreUnavailable",
+    "DuplicateJob", "FrozenParameter", "IllegalTransition", "InvalidFilter", "InvalidJob", "InvalidJobId",
+    "InvalidOption", "InvalidOutput", "InvalidParams", "InvalidSettings", "JobCancelled", "JobFailed", "JobHeld",
+    "JobLost", "JobNotFound", "JobTimedOut", "JobkitError", "KeyConflict", "LeaseLost", "ManagerNotRunning",
+    "SchemaMismatch", "SerializationError", "StateCorrupt", "StateTooLarge", "StateVersionError", "StoreUnavailable",
     "UnknownJob",
-]
+]  # fmt: skip
 
 
 class JobkitError(Exception):
@@ -68,6 +46,9 @@ class DuplicateJob(JobkitError):
     """Two different definitions claim one job name."""
 
     code = "duplicate_job"
+    name: str
+    first: str
+    second: str
 
     def __init__(self, name: str, first: str, second: str) -> None:
         super().__init__(
@@ -81,6 +62,8 @@ class UnknownJob(JobkitError, LookupError):
     """No job of that name is registered here."""
 
     code = "unknown_job"
+    name: str
+    near: tuple[str, ...]
 
     def __init__(self, name: str, near: Sequence[str] = ()) -> None:
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "import the module that defines it first"
@@ -97,6 +80,8 @@ class InvalidParams(JobkitError, ValueError):
     """
 
     code = "invalid_params"
+    name: str
+    fields: dict[str, str]
 
     def __init__(self, name: str, fields: Mapping[str, str]) -> None:
         listed = "; ".join(f"{path or 'params'}: {problem}" for path, problem in fields.items())
@@ -113,6 +98,8 @@ class InvalidSettings(JobkitError, ValueError):
     """
 
     code = "invalid_settings"
+    fields: dict[str, str]
+    sources: dict[str, str]
 
     def __init__(self, fields: Mapping[str, str], sources: Mapping[str, str] | None = None) -> None:
         self.fields, self.sources = dict(fields), dict(sources or {})
@@ -127,6 +114,8 @@ class FrozenParameter(JobkitError, AttributeError):
     """A parameter was assigned after its job had been dispatched."""
 
     code = "frozen_parameter"
+    job: str
+    field: str
 
     def __init__(self, job: str, field: str) -> None:
         super().__init__(
@@ -143,6 +132,7 @@ class InvalidJobId(JobkitError, ValueError):
     """A job id that is not a UUID."""
 
     code = "invalid_job_id"
+    value: object
 
     def __init__(self, value: object) -> None:
         super().__init__(f"{value!r} is not a job id: give a UUID or its 36-character text, as dispatch() returned it")
@@ -153,6 +143,9 @@ class InvalidFilter(JobkitError, ValueError):
     """A filter names a field or a value that does not exist."""
 
     code = "invalid_filter"
+    field: str
+    value: object
+    allowed: tuple[str, ...]
 
     def __init__(self, field: str, value: object, allowed: Iterable[str]) -> None:
         self.field, self.value, self.allowed = field, value, tuple(allowed)
@@ -163,6 +156,8 @@ class InvalidOption(JobkitError, ValueError):
     """An option of a dispatch that can't be stored."""
 
     code = "invalid_option"
+    option: str
+    value: object
 
     def __init__(self, option: str, value: object, advice: str) -> None:
         super().__init__(f"{option}={value!r} can't be used: {advice}")
@@ -173,6 +168,8 @@ class ManagerNotRunning(JobkitError):
     """A manager was asked for what it can only do while it runs, or for what it doesn't do."""
 
     code = "manager_not_running"
+    problem: str
+    advice: str
 
     def __init__(self, problem: str, advice: str) -> None:
         super().__init__(f"{problem}: {advice}")
@@ -183,6 +180,7 @@ class JobNotFound(JobkitError, LookupError):
     """No job has that id."""
 
     code = "job_not_found"
+    job_id: str
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"there is no job {job_id}: it may have been deleted, or belong to another database")
@@ -193,6 +191,9 @@ class KeyConflict(JobkitError):
     """The same name and key were dispatched before, with other parameters."""
 
     code = "key_conflict"
+    name: str
+    key: str
+    job_id: str
 
     def __init__(self, name: str, key: str, job_id: str) -> None:
         super().__init__(
@@ -213,9 +214,15 @@ class IllegalTransition(JobkitError):
     """
 
     code = "illegal_transition"
+    job_id: str
+    status: str
+    request: str
+    target: str
 
     def __init__(self, job_id: str, status: str, request: str, target: str, why: str | None = None) -> None:
-        super().__init__(f"job {job_id} is {status}: {request} would make it {target}, {why or 'which is not possible from there'}")
+        super().__init__(
+            f"job {job_id} is {status}: {request} would make it {target}, {why or 'which is not possible from there'}"
+        )
         self.job_id, self.status, self.request, self.target = job_id, status, request, target
 
 
@@ -223,6 +230,8 @@ class LeaseLost(JobkitError):
     """An attempt wrote to a job that it no longer holds; nothing was changed."""
 
     code = "lease_lost"
+    job_id: str
+    attempt: int
 
     def __init__(self, job_id: str, attempt: int) -> None:
         super().__init__(
@@ -243,6 +252,8 @@ class SerializationError(JobkitError, TypeError):
     """
 
     code = "serialization_error"
+    path: str
+    problem: str
 
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(f"{path} can't be stored: {problem}")
@@ -253,12 +264,15 @@ class StateTooLarge(JobkitError):
     """A state is larger than the setting allows (sizes in bytes)."""
 
     code = "state_too_large"
+    size: int
+    limit: int
+    largest: str
 
     def __init__(self, size: int, limit: int, largest: str = "") -> None:
         where = f" (its largest field is {largest})" if largest else ""
         super().__init__(
-            f"the state is {size:,} bytes{where}, the limit is {limit:,}: keep bulk data in ctx.data_dir and its path in "
-            f"the state, or raise the setting max_state_bytes"
+            f"the state is {size:,} bytes{where}, the limit is {limit:,}: keep bulk data in ctx.data_dir and its path "
+            f"in the state, or raise the setting max_state_bytes"
         )
         self.size, self.limit, self.largest = size, limit, largest
 
@@ -267,10 +281,14 @@ class StateCorrupt(JobkitError):
     """Stored bytes are not what was written."""
 
     code = "state_corrupt"
+    problem: str
+    job_id: str | None
 
     def __init__(self, problem: str, job_id: str | None = None) -> None:
         whose = f" of job {job_id}" if job_id else ""
-        super().__init__(f"the stored state{whose} is damaged: {problem}; restore a backup, or retry from an earlier checkpoint")
+        super().__init__(
+            f"the stored state{whose} is damaged: {problem}; restore a backup, or retry from an earlier checkpoint"
+        )
         self.problem, self.job_id = problem, job_id
 
 
@@ -278,6 +296,9 @@ class StateVersionError(JobkitError):
     """A stored state's version can't be loaded by this build's class."""
 
     code = "state_version"
+    name: str
+    found: int
+    known: int
 
     def __init__(self, name: str, found: int, known: int) -> None:
         super().__init__(
@@ -294,6 +315,8 @@ class StoreUnavailable(JobkitError):
     """The database could not be read or written."""
 
     code = "store_unavailable"
+    problem: str
+    advice: str
 
     def __init__(self, problem: str, advice: str) -> None:
         super().__init__(f"{problem}: {advice}")
@@ -304,6 +327,8 @@ class SchemaMismatch(JobkitError):
     """The database's schema is not one that this release can use."""
 
     code = "schema_mismatch"
+    found: str
+    known: str
 
     def __init__(self, found: str, known: str) -> None:
         super().__init__(
@@ -320,6 +345,8 @@ class InvalidOutput(JobkitError, TypeError):
     """A handler returned something else than its job's class declares."""
 
     code = "invalid_output"
+    name: str
+    problem: str
 
     def __init__(self, name: str, problem: str) -> None:
         super().__init__(
@@ -333,6 +360,8 @@ class JobFailed(JobkitError):
     """The job's handler failed; `failure` tells how."""
 
     code = "job_failed"
+    job_id: str
+    failure: Failure
 
     def __init__(self, job_id: str, failure: Failure) -> None:
         super().__init__(f"job {job_id} failed: {failure.type}: {failure.message}")
@@ -343,6 +372,7 @@ class JobCancelled(JobkitError):
     """The job was cancelled before it could complete."""
 
     code = "job_cancelled"
+    job_id: str
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"job {job_id} was cancelled: dispatch it again if its result is still wanted")
@@ -353,6 +383,7 @@ class JobTimedOut(JobkitError):
     """The job ran longer than its time-out."""
 
     code = "job_timed_out"
+    job_id: str
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"job {job_id} ran longer than its time-out allows: raise it, or make the job smaller")
@@ -363,6 +394,7 @@ class JobLost(JobkitError):
     """The job's node vanished and the job can't be resumed."""
 
     code = "job_lost"
+    job_id: str
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"job {job_id} is lost: its node vanished and it is not resumable; dispatch it again")
@@ -373,7 +405,11 @@ class JobHeld(JobkitError):
     """The job waits for a person; `reason` says why."""
 
     code = "job_held"
+    job_id: str
+    reason: str | None
 
     def __init__(self, job_id: str, reason: str | None) -> None:
-        super().__init__(f"job {job_id} is held ({reason or 'no reason given'}): mend the cause, then release or cancel it")
+        super().__init__(
+            f"job {job_id} is held ({reason or 'no reason given'}): mend the cause, then release or cancel it"
+        )
         self.job_id, self.reason = job_id, reason

@@ -1,7 +1,7 @@
 """Every seam on one page: what the runtime needs of the world, and what crosses.
 
-A seam is a Protocol; the values that cross it stand beside it. The store takes *writes* and answers each with a value or
-an error; the executor takes *work* and answers with an *outcome*; a handler's context reaches the runtime through a
+A seam is a Protocol; the values that cross it stand beside it. The store takes *writes* and answers each with a value
+or an error; the executor takes *work* and answers with an *outcome*; a handler's context reaches the runtime through a
 *port*. Clock, ids and threads are seams too, so that the whole runtime can run in simulated time.
 """
 
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from uuid import UUID
 
+    from jobkit.filters import JobFilter
     from jobkit.lifecycle import Cause, Standing, Transition
-    from jobkit.model import Event, Failure, JobFilter, JobRecord, JobStats, JobStatus, Json, Page, Progress
+    from jobkit.model import Event, Failure, JobRecord, JobStats, JobStatus, Json, Page, Progress
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ InterruptKind: TypeAlias = Literal["cancel", "time-out", "pause", "shutdown", "s
 """Why a handler is stopped, strongest first."""
 
 
-class Interrupt(BaseException):  # noqa: N818  not an error: a request to stop that a handler lets through
+class Interrupt(BaseException):
     """Stops a handler at a checkpoint. Let it through; clean up in `finally`.
 
     It derives from `BaseException`, so that `except Exception` cannot swallow a pause.
@@ -58,7 +59,7 @@ class NewJob(NamedTuple):
     description: str | None = None
     user: str | None = None
     tags: tuple[str, ...] = ()
-    metadata: Mapping[str, Json] = {}  # noqa: RUF012  never written to
+    metadata: Mapping[str, Json] = {}
 
 
 class Insert(NamedTuple):
@@ -81,7 +82,8 @@ class Change(NamedTuple):
         job_id: The job.
         cause: What happened.
         expected: The standing that the writer knows. An attempt and a sweep give it: if the job has another attempt or
-            status by now, nothing is changed and the answer is `LeaseLost`. A request gives None: it acts on what is there.
+            status by now, nothing is changed and the answer is `LeaseLost`. A request gives None: it acts on what is
+            there.
         node: The node that starts it (claim).
         state: The sealed state to save (checkpoint).
         progress: The latest progress.
@@ -224,10 +226,21 @@ class Store(Protocol):
         """
         ...
 
-    def get(self, job_id: str) -> JobRecord | None: ...
-    def ended(self, job_id: str) -> Ended | None: ...
-    def page(self, where: JobFilter, limit: int, cursor: str | None) -> Page[JobRecord]: ...
-    def stats(self, where: JobFilter) -> JobStats: ...
+    def get(self, job_id: str) -> JobRecord | None:
+        """Read one job; None if there is none of that id."""
+        ...
+
+    def ended(self, job_id: str) -> Ended | None:
+        """Read what came of a job so far; None if there is none of that id."""
+        ...
+
+    def page(self, where: JobFilter, limit: int, cursor: str | None) -> Page[JobRecord]:
+        """Read the next jobs after a cursor, newest first."""
+        ...
+
+    def stats(self, where: JobFilter) -> JobStats:
+        """Count jobs and measure how long they ran."""
+        ...
 
     def events(self, job_id: str | None, after: str | None, types: Sequence[str] | None, limit: int) -> list[Event]:
         """Read stored events in order, of one job or of all, after a cursor."""
@@ -265,7 +278,9 @@ class Store(Protocol):
 class Hold(Protocol):
     """A life's proof of being alive, held open for as long as it lives."""
 
-    def release(self) -> None: ...
+    def release(self) -> None:
+        """Let go: from now on others can prove the life dead."""
+        ...
 
 
 # ── the executor: work, and what it comes to ──
@@ -317,22 +332,8 @@ class Fenced(NamedTuple):
 Outcome: TypeAlias = Completed | Failed | Interrupted | Unloadable | Fenced
 
 
-class Link(Protocol):
-    """An executor's way back to the runtime. Every method may be called from any thread."""
-
-    async def save(self, state: bytes) -> None:
-        """Save a packed state and return once it is durable.
-
-        Raises:
-            Interrupt: It is saved, and the handler is to stop.
-            LeaseLost: Another attempt holds the job; nothing was saved.
-            StateTooLarge: Nothing was saved.
-        """
-        ...
-
-    def save_blocking(self, state: bytes) -> None:
-        """Do the same as `save`, for a thread that may block."""
-        ...
+class Line(Protocol):
+    """What a handler's side asks and tells without waiting. Every method may be called from any thread."""
 
     def due(self) -> InterruptKind | None:
         """Why the handler should stop at its next checkpoint, if it should."""
@@ -356,6 +357,24 @@ class Link(Protocol):
         ...
 
 
+class Link(Line, Protocol):
+    """An executor's way back to the runtime."""
+
+    async def save(self, state: bytes) -> None:
+        """Save a packed state and return once it is durable.
+
+        Raises:
+            Interrupt: It is saved, and the handler is to stop.
+            LeaseLost: Another attempt holds the job; nothing was saved.
+            StateTooLarge: Nothing was saved.
+        """
+        ...
+
+    def save_blocking(self, state: bytes) -> None:
+        """Do the same as `save`, for a thread that may block."""
+        ...
+
+
 class Executor(Protocol):
     """Carries a handler to where it runs. Retries, leases and checkpoints are the runtime's."""
 
@@ -364,17 +383,16 @@ class Executor(Protocol):
         ...
 
 
-class Port(Protocol):
+class Port(Line, Protocol):
     """A context's way out. On a loop it suspends; in a thread it blocks and never suspends."""
 
-    async def save(self, state: bytes) -> None: ...
-    async def breathe(self) -> None: ...
-    def due(self) -> InterruptKind | None: ...
-    def report(self, progress: Progress) -> None: ...
-    def log(self, message: str, level: str, fields: Mapping[str, object]) -> None: ...
-    def folder(self, *, of_attempt: bool) -> Path: ...
-    @property
-    def resources(self) -> Mapping[str, Any]: ...
+    async def save(self, state: bytes) -> None:
+        """Save a packed state, as `Link.save` does."""
+        ...
+
+    async def breathe(self) -> None:
+        """Let others run, where they share a loop."""
+        ...
 
 
 # ── time, chance and threads ──
@@ -403,15 +421,25 @@ class Clock(Protocol):
 class Signal(Protocol):
     """What a task waits for: an `anyio.Event`."""
 
-    def is_set(self) -> bool: ...
-    async def wait(self) -> None: ...
+    def is_set(self) -> bool:
+        """Whether there is nothing to wait for."""
+        ...
+
+    async def wait(self) -> None:
+        """Wait until it is set."""
+        ...
 
 
 class ThreadSignal(Protocol):
     """What a thread waits for: a `threading.Event`."""
 
-    def is_set(self) -> bool: ...
-    def wait(self, timeout: float | None = None) -> bool: ...
+    def is_set(self) -> bool:
+        """Whether there is nothing to wait for."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is set, or for so many seconds; answer whether it is set."""
+        ...
 
 
 class Ids(Protocol):

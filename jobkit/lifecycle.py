@@ -121,7 +121,8 @@ class Cause:
         due_at: When it goes on: a retry (fail, time-out) or the end of a sleep (suspend); None for never or for now.
         blockers: What it waits for from now on (suspend, dependency failed).
         blame: What the policy says (dependency failed).
-        others: Whether another working life lives (saved and stopped, shutdown grace over).
+        others: Whether a working life goes on: another, or this one where it isn't shutting down (saved and stopped,
+            shutdown grace over).
         strike: Whether this death counts against the job (owner gone).
     """
 

@@ -1,7 +1,7 @@
 """Crash points: the named places on a job's path at which a test may stop the process.
 
-The path calls `reach(name)` where a death is interesting: before and after each commit, between a claim and the handler.
-In production nothing is armed and the call costs one comparison. `jobkit.testing.kill_at` arms a point.
+The path calls `reach(name)` where a death is interesting: before and after each commit, between a claim and the
+handler. In production nothing is armed and the call costs one comparison. `jobkit.testing.kill_at` arms a point.
 """
 
 from __future__ import annotations
@@ -13,7 +13,19 @@ if TYPE_CHECKING:
 
 POINTS: Final = frozenset(
     f"{what}.{when}"
-    for what in ("dispatch", "claim", "checkpoint", "report", "control", "finish", "give_back", "recovery", "register", "renew", "retire")
+    for what in (
+        "dispatch",
+        "claim",
+        "checkpoint",
+        "report",
+        "control",
+        "finish",
+        "give_back",
+        "recovery",
+        "register",
+        "renew",
+        "retire",
+    )
     for when in ("before_commit", "after_commit")
 ) | {"run.before_handler", "run.after_handler", "schema.before_commit", "schema.after_commit"}
 """Every point there is."""

@@ -20,15 +20,16 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
 
 from jobkit.codec import Codec
-from jobkit.definition import Job, JobType
+from jobkit.definition import Job
 from jobkit.errors import DuplicateJob, InvalidJob, StateCorrupt, StateVersionError, UnknownJob
+from jobkit.jobtype import JobType
 from jobkit.model import Priority
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from types import CodeType
 
-    from jobkit.definition import Executor
+    from jobkit.model import ExecutorName
 
 __all__ = ["Registry", "discover", "job", "registry"]
 
@@ -275,7 +276,7 @@ def job(
     resumable: bool = True,
     queue: str = "default",
     priority: int = Priority.NORMAL,
-    executor: Executor = "auto",
+    executor: ExecutorName = "auto",
     registry: Registry | None = None,
 ) -> Callable[[J], J]: ...
 def job(
@@ -288,7 +289,7 @@ def job(
     resumable: bool = True,
     queue: str = "default",
     priority: int = Priority.NORMAL,
-    executor: Executor = "auto",
+    executor: ExecutorName = "auto",
     registry: Registry | None = None,
 ) -> Any:
     """Register a class as a job: `@job("file_copy")`, or bare `@job`.

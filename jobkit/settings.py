@@ -10,11 +10,10 @@ This is the only module that reads files of settings.
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 from urllib.parse import quote
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator
@@ -27,6 +26,7 @@ from pydantic_settings import (
 )
 
 from jobkit.errors import InvalidSettings
+from jobkit.problems import did_you_mean, problems_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,7 +62,7 @@ class Settings(BaseSettings):
         InvalidSettings: Some values can't be used; its message names all of them.
     """
 
-    model_config = SettingsConfigDict(
+    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
         env_prefix=_PREFIX,
         env_ignore_empty=True,
         extra="forbid",
@@ -88,7 +88,7 @@ class Settings(BaseSettings):
             try:
                 super().__init__(**values)
             except ValidationError as error:
-                problems |= _problems(error)
+                problems |= problems_of(error, _unknown)
             if problems:  # raised out here: the ValidationError quotes values, and a URL holds a password
                 raise InvalidSettings(problems, {name: origins[name] for name in problems if name in origins})
 
@@ -177,13 +177,5 @@ def _read_toml(file: str, *tables: str) -> dict[str, Any]:
     return found
 
 
-def _problems(error: ValidationError) -> dict[str, str]:
-    problems = {}
-    for one in error.errors(include_url=False, include_context=False, include_input=False):
-        name, problem = ".".join(map(str, one["loc"])), one["msg"]
-        if one["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(name, Settings.model_fields)
-            hint = f"did you mean {' or '.join(near)}?" if near else "take it away"
-            problem = f"there is no such setting: {hint}"
-        problems[name] = problem
-    return problems
+def _unknown(name: str) -> str:
+    return f"there is no such setting: {did_you_mean(name, Settings.model_fields, 'take it away')}"

@@ -26,14 +26,15 @@ def test_import_contracts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 @pytest.mark.parametrize("path", ROOT_MODULES, ids=lambda path: path.stem)
 def test_a_file_at_the_root_touches_nothing(path: Path) -> None:
-    """No module at the root calls for a file, the terminal, or the evaluation of text."""
+    """No module at the root calls for a file, the terminal, or the evaluation of text; settings alone read files."""
+    touching = TOUCHING_METHODS - {"read_text"} if path.stem == "settings" else TOUCHING_METHODS
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):
             called = node.func
             if isinstance(called, ast.Name) and called.id in TOUCHES:
                 found.append(f"{called.id}() in line {node.lineno}")
-            if isinstance(called, ast.Attribute) and called.attr in TOUCHING_METHODS:
+            if isinstance(called, ast.Attribute) and called.attr in touching:
                 found.append(f".{called.attr}() in line {node.lineno}")
     assert not found
 

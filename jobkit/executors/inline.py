@@ -5,20 +5,22 @@ The cheapest place and the usual one. A sync hook of an async job runs in a thre
 
 from __future__ import annotations
 
-import inspect
+import asyncio
+import math
+import threading
 from typing import TYPE_CHECKING, Any
 
-from anyio import to_thread
+from anyio import current_effective_deadline
 from anyio.lowlevel import checkpoint
 
 from jobkit.context import BlockingJobContext, JobContext
-from jobkit.executors.handler import perform
+from jobkit.executors.handler import is_async, perform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from jobkit.interfaces import InterruptKind, Link, Outcome, Work
+    from jobkit.interfaces import InterruptKind, Link, Outcome, Threads, Work
     from jobkit.model import Progress
     from jobkit.registration import Registry
 
@@ -69,15 +71,28 @@ class ThreadPort(LoopPort):
 class InlineExecutor:
     """Runs handlers on the event loop of whoever calls `run`."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+    def __init__(self, registry: Registry, threads: Threads) -> None:
+        self._registry, self._threads = registry, threads
 
     async def run(self, work: Work, link: Link) -> Outcome:
         """Run one attempt to its end; cancelling the call cancels the handler."""
+        turns = threading.Lock()
 
         async def invoke(method: Callable[[Any], Any], pack: Callable[[], bytes]) -> Any:
-            if inspect.iscoroutinefunction(method):
+            if is_async(method):
                 return await method(JobContext(work, LoopPort(link), pack))
-            return await to_thread.run_sync(method, BlockingJobContext(work, ThreadPort(link), pack))
+            view = BlockingJobContext(work, ThreadPort(link), pack, turns)
+            return await self._threads.run(lambda: method(view), f"jobkit {work.name} {work.job_id}")
 
-        return await perform(self._registry.get(work.name), work, link, invoke)
+        return await perform(self._registry, work, link, invoke, _stopped)
+
+
+def _stopped() -> bool:
+    """Whether this task is being cancelled: by a scope around it or, on asyncio, from outside."""
+    if current_effective_deadline() == -math.inf:
+        return True
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # another loop, which knows scopes alone
+        return False
+    return task is not None and task.cancelling() > 0

@@ -8,13 +8,14 @@ stopped: when the call is cancelled it is left behind, and the link that the run
 from __future__ import annotations
 
 import inspect
+import threading
 from typing import TYPE_CHECKING, Any
 
 from anyio import from_thread
 from anyio.lowlevel import current_token
 
 from jobkit.context import BlockingJobContext, JobContext, drive
-from jobkit.executors.handler import failure_of, perform
+from jobkit.executors.handler import failure_of, is_async, perform
 from jobkit.executors.inline import LoopPort, ThreadPort
 from jobkit.interfaces import Failed
 
@@ -34,16 +35,26 @@ class ThreadExecutor:
     async def run(self, work: Work, link: Link) -> Outcome:
         """Run one attempt to its end; cancelling the call leaves its thread behind."""
         token = current_token()
+        turns = threading.Lock()
 
         async def invoke(method: Callable[[Any], Any], pack: Callable[[], bytes]) -> Any:
-            if inspect.iscoroutinefunction(method):
+            if is_async(method):
                 return from_thread.run(method, JobContext(work, LoopPort(link), pack), token=token)
-            return method(BlockingJobContext(work, ThreadPort(link), pack))
+            return _plain(method(BlockingJobContext(work, ThreadPort(link), pack, turns)))
 
         def attempt() -> Outcome:
             try:
-                return drive(perform(self._registry.get(work.name), work, link, invoke))
+                return drive(perform(self._registry, work, link, invoke))
             except BaseException as error:  # noqa: BLE001  the wall around a handler: sys.exit() ends a thread, no more
                 return Failed(failure_of(error))
 
         return await self._threads.run(attempt, f"jobkit {work.name} {work.job_id}")
+
+
+def _plain(result: Any) -> Any:
+    """Refuse a coroutine that nobody would await."""
+    if inspect.iscoroutine(result):
+        result.close()
+        message = f"a plain def returned the coroutine {result.__qualname__}(): make it async def"
+        raise TypeError(message)
+    return result

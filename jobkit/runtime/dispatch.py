@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict
 
 from pydantic_core import PydanticSerializationError, to_json
 
-from jobkit.codec import seal
+from jobkit.envelope import seal
 from jobkit.errors import InvalidOption
 from jobkit.interfaces import NewJob
 
 if TYPE_CHECKING:
-    from jobkit.definition import Job, JobType
+    from jobkit.definition import Job
+    from jobkit.jobtype import JobType
     from jobkit.model import Json
+
+
+HIGHEST: Final = 1_000_000
+"""The highest priority; its negative is the lowest."""
 
 
 class DispatchOptions(TypedDict, total=False):
@@ -41,32 +47,72 @@ class DispatchOptions(TypedDict, total=False):
     metadata: Mapping[str, Json]
 
 
-def new_job(job_type: JobType, job: Job[Any], job_id: str, options: DispatchOptions) -> NewJob:
-    """Make what is stored of a job, and see to it that every option can be."""
+class Options(NamedTuple):
+    """Options that can be stored; None where the job type's own holds."""
+
+    priority: int | None
+    queue: str | None
+    key: str | None
+    label: str | None
+    description: str | None
+    tags: tuple[str, ...]
+    user: str | None
+    metadata: Mapping[str, Json]
+
+
+def check_options(options: DispatchOptions) -> Options:
+    """See to it that every option is known and can be stored."""
+    for name, value in options.items():
+        if name not in Options._fields:
+            near = difflib.get_close_matches(name, Options._fields)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"it takes {', '.join(Options._fields)}"
+            raise InvalidOption(name, value, f"dispatch has no such option: {hint}")
     text = {name: _text(name, options.get(name)) for name in ("key", "label", "description", "user")}
-    priority = options.get("priority", job_type.priority)
-    if isinstance(priority, bool) or not isinstance(priority, int) or not -1_000_000 <= priority <= 1_000_000:
-        raise InvalidOption("priority", priority, "give an integer from -1,000,000 to 1,000,000")
-    queue = _text("queue", options.get("queue", job_type.queue))
-    if not queue:
-        raise InvalidOption("queue", queue, "give a name")
+    return Options(
+        priority=_priority(options["priority"]) if "priority" in options else None,
+        queue=_queue(options["queue"]) if "queue" in options else None,
+        key=text["key"],
+        label=text["label"],
+        description=text["description"],
+        tags=_tags(options.get("tags", ())),
+        user=text["user"],
+        metadata=_metadata(options.get("metadata", {})),
+    )
+
+
+def new_job(job_type: JobType, job: Job[Any], job_id: str, options: Options) -> NewJob:
+    """Make what is stored of a job."""
+    params = job_type.pack_params(job)
     return NewJob(
         id=job_id,
         name=job_type.name,
         version=job_type.version,
-        queue=queue,
-        priority=priority,
+        queue=job_type.queue if options.queue is None else options.queue,
+        priority=job_type.priority if options.priority is None else options.priority,
         resumable=job_type.resumable,
-        params=job_type.show_params(job),
-        params_data=job_type.pack_params(job),
+        params=job_type.show_params(params),
+        params_data=params,
         state=seal(job_id, job_type.version, job_type.pack_state(job)) if job_type.has_initial_state(job) else None,
-        key=text["key"],
-        label=text["label"],
-        description=text["description"] or job_type.description,
-        user=text["user"],
-        tags=_tags(options.get("tags", ())),
-        metadata=_metadata(options.get("metadata", {})),
+        key=options.key,
+        label=options.label,
+        description=options.description or job_type.description,
+        user=options.user,
+        tags=options.tags,
+        metadata=options.metadata,
     )
+
+
+def _priority(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not -HIGHEST <= value <= HIGHEST:
+        raise InvalidOption("priority", value, f"give an integer from {-HIGHEST:,} to {HIGHEST:,}")
+    return value
+
+
+def _queue(value: object) -> str:
+    name = _text("queue", value, 200)
+    if not name:
+        raise InvalidOption("queue", value, "give a name")
+    return name
 
 
 def _text(option: str, value: object, limit: int = 10_000) -> str | None:

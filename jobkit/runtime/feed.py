@@ -92,6 +92,12 @@ class Feed:
             self._ears.pop(job_id, None)
         return ears
 
+    def close(self) -> None:
+        """Wake everybody, for there will be nothing more to hear."""
+        for job_id in list(self._ears):
+            for ear in self._listeners(job_id):
+                ear.call()
+
     def work_came(self) -> None:
         """Say that there may be something to claim."""
         self.queued.set()

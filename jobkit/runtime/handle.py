@@ -77,14 +77,15 @@ class JobHandle(Generic[Out_co]):
             TimeoutError: It was not finished in time; it goes on.
         """
         ear = self._watch.feed.listen(str(self.id))
+        signal = ear.signal
+        ended = await self._watch.ended(self.id)  # outside the deadline: with a time-out of 0 one may ask whether it is done
         looks = 0
         with anyio.fail_after(timeout):
-            while True:
+            while not (ended.status.terminal or ended.status is JobStatus.HELD):
+                looks += not await self._watch.heard(signal, looks)
                 signal = ear.signal
                 ended = await self._watch.ended(self.id)
-                if ended.status.terminal or ended.status is JobStatus.HELD:
-                    return cast("Out_co", self._outcome(ended))
-                looks += not await self._watch.heard(signal, looks)
+        return cast("Out_co", self._outcome(ended))
 
     def _outcome(self, ended: Ended) -> Any:
         job_id = str(self.id)
@@ -150,10 +151,17 @@ class EventStream(AsyncIterator[Event]):
                 self._ready.append(event)
         if stored or live:
             self._looks = 0
+        elif await self._is_over():
+            self._over = True
         else:
-            if self._job_id is not None:
-                await self._watch.ended(self._job_id)  # a job that isn't there would be waited for in vain
             self._looks += not await self._watch.heard(signal, self._looks)
+
+    async def _is_over(self) -> bool:
+        """Whether there is nothing to wait for: the job has ended, and there is no event after those that were read."""
+        if self._job_id is None:
+            return False
+        ended = await self._watch.ended(self._job_id)
+        return ended.status.terminal and not await self._watch.events(self._job_id, self._after, 1)
 
 
 def _merged(stored: Sequence[Event], live: Sequence[Event]) -> list[Event]:
@@ -180,7 +188,7 @@ class ProgressStream(AsyncIterator[Progress]):
         self._watch, self._job_id = watch, job_id
         self._ear = watch.feed.listen(str(job_id))
         self._last: Progress | None = None
-        self._over = False
+        self._found = self._over = False
         self._looks = 0
 
     async def __anext__(self) -> Progress:
@@ -189,7 +197,10 @@ class ProgressStream(AsyncIterator[Progress]):
             try:
                 record = await self._watch.record(self._job_id)
             except JobNotFound:
-                break
+                if not self._found:
+                    raise
+                break  # it was deleted meanwhile
+            self._found = True
             self._over = record.status.terminal or record.status is JobStatus.HELD
             if record.progress is not None and record.progress != self._last:
                 self._last, self._looks = record.progress, 0

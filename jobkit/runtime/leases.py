@@ -11,7 +11,7 @@ import logging
 import os
 import platform
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from jobkit.errors import LeaseLost, StoreUnavailable
 from jobkit.interfaces import Life, Register, Renew, Retire
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from jobkit.runtime.writer import Writer
 
 log = logging.getLogger("jobkit.leases")
+
+LAST_MOMENT: Final = 0.8
+"""After which part of a lease, if it could not be renewed, handlers are stopped: before others may take their jobs."""
 
 
 class Lease:
@@ -50,7 +53,11 @@ class Lease:
     async def begin(self) -> None:
         """Take the lock, enter the life, and start renewing."""
         self._hold = self._store.hold(self.life.id)
-        await self._writer.submit(Register(self.life, self._lease_s))
+        try:
+            await self._writer.submit(Register(self.life, self._lease_s))
+        except BaseException:
+            self.forsake()
+            raise
         self._threads.start(self._renew, "jobkit lease")
 
     async def end(self) -> None:
@@ -59,7 +66,7 @@ class Lease:
         try:
             await self._writer.submit(Retire(self.life.id))
         except StoreUnavailable as error:
-            log.warning("the end of this life could not be noted (%s); others will find it by its lock", error)
+            log.warning("the end of this life could not be noted (%s); others will find it by its lease", error)
         self.forsake()
 
     def forsake(self) -> None:
@@ -70,20 +77,28 @@ class Lease:
             self._hold = None
 
     def _renew(self) -> None:
+        """Renew the lease while it can be; a database that answers late is as bad as one that refuses."""
         renewed = self._clock.monotonic()
-        while not self._threads.wait(self._stop, self._lease_s / 3):
+        pause = self._lease_s / 3
+        while not self._threads.wait(self._stop, pause):
             asked = self._clock.monotonic()
+            answer = self._writer.ask(Renew(self.life.id, self._lease_s))
+            left = renewed + self._lease_s * LAST_MOMENT - asked
             try:
-                self._writer.submit_blocking(Renew(self.life.id, self._lease_s))
+                if not self._threads.wait(answer.given, max(left, self._lease_s / 10)):
+                    log.error("the lease could not be renewed in time, so this life's handlers are stopped")
+                    break
+                answer.wait()
             except LeaseLost:
                 log.error("this life was taken for dead; its jobs were given to others, so its handlers are stopped")  # noqa: TRY400  no trace to show
                 break
             except StoreUnavailable as error:
-                if asked - renewed > self._lease_s * 2 / 3:
-                    log.error("the lease could not be renewed in time, so this life's handlers are stopped: %s", error)  # noqa: TRY400
+                pause = self._lease_s / 10
+                if left < pause:
+                    log.error("the lease could not be renewed in time, so this life's handlers are stopped: %s", error)  # noqa: TRY400  as above
                     break
             else:
-                renewed = asked
+                renewed, pause = asked, self._lease_s / 3
         if not self._stop.is_set():
             self._lost()
 

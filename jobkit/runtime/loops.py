@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from typing import TYPE_CHECKING, Any, Protocol, TypeVarTuple, Unpack
 
 import anyio
@@ -53,7 +54,7 @@ class Loop:
         else:
             import trio  # noqa: PLC0415
 
-            trio.lowlevel.spawn_system_task(run, name=name)
+            trio.lowlevel.spawn_system_task(run, name=name, context=contextvars.copy_context())
 
     def reply(self) -> Reply:
         """Make an answer to wait for on this loop."""

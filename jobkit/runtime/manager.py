@@ -11,20 +11,22 @@ import platform
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from urllib.parse import quote
 from uuid import UUID
 
 import anyio
 from anyio import to_thread
 
 from jobkit.definition import Job
-from jobkit.errors import InvalidFilter, InvalidJobId, JobkitError, ManagerNotRunning
+from jobkit.errors import InvalidFilter, InvalidJob, InvalidJobId, InvalidSettings, JobkitError, ManagerNotRunning
 from jobkit.executors.inline import InlineExecutor
 from jobkit.executors.thread import ThreadExecutor
-from jobkit.interfaces import Insert, Store
-from jobkit.model import JobFilter, JobRecord, JobStats, JobStatus, Page
+from jobkit.interfaces import Insert, Retire, Store
+from jobkit.filters import JobFilter
+from jobkit.model import JobRecord, JobStats, JobStatus, Page
 from jobkit.registration import registry as global_registry
 from jobkit.runtime.clock import SystemClock, SystemIds, SystemThreads
-from jobkit.runtime.dispatch import DispatchOptions, new_job
+from jobkit.runtime.dispatch import DispatchOptions, check_options, new_job
 from jobkit.runtime.feed import Feed
 from jobkit.runtime.handle import EventStream, JobHandle
 from jobkit.runtime.leases import Lease, new_life
@@ -44,9 +46,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self, Unpack
 
-    from jobkit.definition import JobType
-    from jobkit.interfaces import Clock, Executor, Ids, Middleware, NewJob, Observer, Stored, Threads
-    from jobkit.model import FilterFields
+    from jobkit.filters import FilterFields
+    from jobkit.jobtype import JobType
+    from jobkit.interfaces import Clock, Executor, Ids, Middleware, Observer, Stored, Threads
     from jobkit.registration import Registry
 
 log = logging.getLogger("jobkit")
@@ -56,6 +58,9 @@ Out = TypeVar("Out")
 
 MAX_PAGE: Final = 1_000
 IDLE_POLL_S: Final = 0.02
+
+REBIRTH_S: Final = 1.0
+"""How long to wait before trying again to begin a new life."""
 
 
 class JobManager:
@@ -100,16 +105,17 @@ class JobManager:
         self._ids: Ids = ids or SystemIds()
         self._threads: Threads = threads or SystemThreads()
         self._registry = registry
-        self._concurrency = concurrency or self._settings.concurrency
-        self._queues = queues
+        self._concurrency = self._settings.concurrency if concurrency is None else _at_least_one(concurrency)
+        self._queues = None if queues is None else _names(queues)
         self.node_name = node_name or platform.node()
         self._work = work
-        self._resources = resources or {}
+        self._resources: Mapping[str, Any] = {} if resources is None else resources
         self._middleware = middleware
         self._store, self._data_dir = self._place(store)
         self._feed = Feed(observers)
         self._watch = Watch(self._store, self._feed, self._clock, registry)
-        self._running = False
+        self._running = self._starting = False
+        self._stopped: anyio.Event | None = None
 
     def _place(self, store: str | Path | Store | None) -> tuple[Store, Path | None]:
         """Make the store that was meant, and say where job folders go; None until one is needed."""
@@ -118,10 +124,10 @@ class JobManager:
         folder = self._settings.data_dir
         url = self._settings.url if store is None else str(store)
         if "://" not in url:
-            path = Path(url)
+            path = Path(url).expanduser()
             if path.is_dir():
                 folder, path = folder or path, path / "jobs.db"
-            url = f"sqlite:///{path}"
+            url = f"sqlite:///{quote(path.as_posix(), safe='/:')}"
         made = SqlStore(
             url,
             keep_checkpoints=self._settings.keep_checkpoints,
@@ -153,16 +159,27 @@ class JobManager:
             SchemaMismatch: A newer release wrote it.
             ManagerNotRunning: It is started already.
         """
-        if self._running:
+        if self._running or self._starting:
             raise ManagerNotRunning("the manager is started already", "stop it first, or make another one")
-        self._registry.load_installed()
-        await to_thread.run_sync(self._store.open)
+        self._starting = True
+        try:
+            self._registry.load_installed()
+            await to_thread.run_sync(self._store.open)
+            await self._begin()
+        finally:
+            self._starting = False
+
+    async def _begin(self) -> None:
         self._loop = Loop()
+        self._feed.work_came()  # what was waited for on another loop is of no use on this one
         self._watch.open()
         self._writer = Writer(self._store, self._loop, self._threads, self._feed.heard)
         self._writer.start()
         self._lease: Lease | None = None
+        self._lost: Lease | None = None
+        self._lease_lost = anyio.Event()
         self._others_live = False
+        self._stopped = None
         self._worker = self._make_worker()
         self._recovery = Recovery(
             self._store, self._writer, self._clock, self._watch.read, lambda: self._life, self._settings.sweep_s
@@ -191,7 +208,7 @@ class JobManager:
             resources=self._resources,
         )
         executors: dict[str, Executor] = {
-            "inline": InlineExecutor(self._registry),
+            "inline": InlineExecutor(self._registry, self._threads),
             "thread": ThreadExecutor(self._registry, self._threads),
         }
         return Worker(
@@ -203,6 +220,7 @@ class JobManager:
             queues=self._queues,
             middleware=self._middleware,
             others=lambda: self._others_live,
+            claimable=self._claimable,
         )
 
     @property
@@ -213,26 +231,38 @@ class JobManager:
         life = new_life(self._ids, self.node_name, self._registry.versions(), boot_id())
         lease = Lease(
             self._store, self._writer, self._clock, self._threads, life, self._settings.lease_s,
-            lost=lambda: self._loop.post(self._feed_lost),
+            lost=lambda: self._loop.post(self._die, lease),
         )  # fmt: skip
-        await lease.begin()
-        self._lease = lease
+        with anyio.CancelScope(shield=True):  # a life that is entered must be known here, to be ended again
+            await lease.begin()
+            self._lease = lease
 
-    def _feed_lost(self) -> None:
-        """On the loop: the lease is lost, so stop what runs, and go on under a new life."""
-        lost, self._lease = self._lease, None
-        self._worker.abandon()
-        self._loop.spawn(lambda: self._reborn(lost), "jobkit rebirth")
+    def _die(self, lost: Lease) -> None:
+        """On the loop: the lease is lost, so stop what runs; `_go_on_living` begins a new life."""
+        if self._lease is lost:
+            self._lost, self._lease = lost, None
+            self._worker.abandon()
+            self._lease_lost.set()
 
-    async def _reborn(self, lost: Lease | None) -> None:
-        try:
-            if lost is not None:
-                await lost.end()
-            if self._running:
-                await self._be_born()
-                self._feed.work_came()
-        except JobkitError:
-            log.exception("no new life could be begun; this manager runs nothing until it is restarted")
+    async def _go_on_living(self) -> None:
+        """Begin a new life whenever one was lost, for as long as that takes."""
+        while True:
+            await self._lease_lost.wait()
+            self._lease_lost = anyio.Event()
+            if self._lost is not None:
+                with anyio.CancelScope(shield=True):
+                    await self._lost.end()
+            failures = 0
+            while self._lease is None:
+                try:
+                    await self._be_born()
+                except JobkitError as error:
+                    failures += 1
+                    if failures == 1:
+                        log.error("no new life can be begun yet, so nothing is run here: %s", error)  # noqa: TRY400  no trace to show
+                    await self._clock.wait(anyio.Event(), REBIRTH_S)
+            self._feed.work_came()
+            self._recovery.hurry()  # the jobs of the life that was lost are there to be taken up again
 
     async def _main(self) -> None:
         """Work and sweep, until the manager is stopped."""
@@ -242,11 +272,13 @@ class JobManager:
                     async with anyio.create_task_group() as group:
                         group.start_soon(self._recovery.run)
                         group.start_soon(self._worker.run)
+                        group.start_soon(self._go_on_living)
         except BaseExceptionGroup as group_error:
             log.critical("the manager's own work broke off", exc_info=group_error)
             raise
         finally:
-            if not self._scope.cancel_called and self._lease is not None:
+            if not self._scope.cancel_called and self._lease is not None:  # the loop has ended under it
+                self._writer.post(Retire(self._lease.life.id))
                 self._lease.forsake()
             self._over.set()
 
@@ -259,33 +291,38 @@ class JobManager:
         """
         if not self._running:
             return
-        if self._work:
-            self._others_live = await self._others()
-            await self._worker.drain(self._settings.grace_s if grace is None else grace)
-        self._scope.cancel()
-        await self._over.wait()
-        await self._close()
+        if self._stopped is not None:
+            await self._stopped.wait()
+            return
+        self._stopped = anyio.Event()
+        try:
+            if self._work:
+                self._others_live = await self._others()
+                await self._worker.drain(self._settings.grace_s if grace is None else grace)
+        finally:  # who cancels this call has no more patience: the grace is over
+            with anyio.CancelScope(shield=True):
+                self._scope.cancel()
+                await self._over.wait()
+                await self._close()
+                self._stopped.set()
 
     async def _others(self) -> bool:
-        """Whether another working life lives, to take over what this one gives back."""
-
-        def found() -> bool:
-            others = (life for life in self._store.lives() if life.working and life.id != self._life)
-            return any(not self._store.prove_dead(life) for life in others)
-
         try:
-            return bool(await self._watch.read(found))
+            return await self._recovery.others_live()
         except JobkitError:
             return False
 
     async def _close(self) -> None:
         self._running = False
-        if self._lease is not None:
-            await self._lease.end()
-            self._lease = None
-        await self._writer.close()
-        self._watch.close()
-        await to_thread.run_sync(self._store.close)
+        try:
+            if self._lease is not None:
+                await self._lease.end()
+                self._lease = None
+        finally:
+            await self._writer.close()
+            self._watch.close()
+            self._feed.close()
+            await to_thread.run_sync(self._store.close)
 
     async def run_until_idle(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  the usual name
         """Work until nothing is claimable and nothing runs: for tests and scripts.
@@ -300,15 +337,28 @@ class JobManager:
         self._watch.check()
         if not self._work:
             raise ManagerNotRunning("this manager is a client (work=False)", "make it a working one to run jobs")
-        ear = self._feed.listen()
         with anyio.fail_after(timeout):
-            await self._recovery.swept.wait()
-            while True:
-                signal = ear.signal
-                if not self._worker.busy and not await self._claimable():
-                    if not self._worker.busy:
-                        return
-                await self._clock.wait(signal, IDLE_POLL_S)
+            async with anyio.create_task_group() as group:
+
+                async def broke_off() -> None:
+                    await self._over.wait()
+                    group.cancel_scope.cancel()
+
+                group.start_soon(broke_off)
+                await self._idle()
+                group.cancel_scope.cancel()
+        if self._over.is_set():
+            raise ManagerNotRunning("the manager's own work has ended", "see its log; start it again to go on")
+
+    async def _idle(self) -> None:
+        ear = self._feed.listen()
+        await self._recovery.swept.wait()
+        while True:
+            signal = ear.signal
+            await self._worker.quiet()
+            if not await self._claimable() and not self._worker.busy:
+                return
+            await self._clock.wait(signal, IDLE_POLL_S)
 
     async def _claimable(self) -> bool:
         return await self._watch.read(self._store.claimable, self._registry.versions(), self._queues)
@@ -332,7 +382,7 @@ class JobManager:
             SerializationError: A parameter holds what can't be stored.
             StoreUnavailable: Nothing was stored, or, after a lost connection, it isn't known: repeat it with the same key.
         """
-        return (await self._insert([self._new(job, options)]))[0]
+        return (await self._insert([job], options))[0]
 
     async def dispatch_by_name(
         self, name: str, params: Mapping[str, Any] | None = None, **options: Unpack[DispatchOptions]
@@ -352,7 +402,7 @@ class JobManager:
             InvalidParams: Field by field, what is wrong.
             JobkitError: As `dispatch` raises.
         """
-        return await self.dispatch(self._registry.create(name, params or {}), **options)
+        return (await self._insert([self._registry.create(name, {} if params is None else params)], options))[0]
 
     @overload
     async def dispatch_many(self, jobs: Iterable[Job[Out]], **options: Unpack[DispatchOptions]) -> list[JobHandle[Out]]: ...
@@ -373,19 +423,25 @@ class JobManager:
         Raises:
             JobkitError: As `dispatch` and `dispatch_by_name` raise; then none is stored.
         """
-        new = [
-            self._new(one if isinstance(one, Job) else self._registry.create(one[0], one[1]), options) for one in jobs
-        ]
-        return await self._insert(new) if new else []
+        return await self._insert([self._made(one) for one in jobs], options)
 
-    def _new(self, job: Job[Any], options: DispatchOptions) -> NewJob:
-        job_type = self._registry.type_of(job)
-        made = new_job(job_type, job, str(self._ids.new()), options)
-        job_type.bind(job)
-        return made
+    def _made(self, item: Any) -> Job[Any]:
+        match item:
+            case Job():
+                return item
+            case (str(name), params):
+                return self._registry.create(name, params)
+        raise InvalidJob(f"{item!r:.200} can't be dispatched: give a job, or a pair of its name and its parameters")
 
-    async def _insert(self, new: Sequence[NewJob]) -> list[JobHandle[Any]]:
+    async def _insert(self, jobs: Sequence[Job[Any]], options: DispatchOptions) -> list[JobHandle[Any]]:
         self._watch.check()
+        checked = check_options(options)
+        types = [self._registry.type_of(job) for job in jobs]
+        new = [new_job(kind, job, str(self._ids.new()), checked) for kind, job in zip(types, jobs, strict=True)]
+        if not new:
+            return []
+        for kind, job in zip(types, jobs, strict=True):
+            kind.bind(job)
         stored: tuple[Stored, ...] = await self._writer.submit(Insert(tuple(new)))
         if any(one.created for one in stored):
             self._feed.work_came()
@@ -493,6 +549,18 @@ class JobManager:
         if self._data_dir is None:
             self._data_dir = Path(tempfile.mkdtemp(prefix="jobkit-"))
         return self._data_dir
+
+
+def _at_least_one(concurrency: int) -> int:
+    if concurrency < 1:
+        raise InvalidSettings({"concurrency": f"{concurrency} is less than 1; write work=False for a manager that runs nothing"})
+    return concurrency
+
+
+def _names(queues: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(queues, str):
+        raise InvalidSettings({"queues": f"write a list of names, as in queues=[{queues!r}]"})
+    return tuple(queues)
 
 
 def _uuid(value: UUID | str) -> UUID:

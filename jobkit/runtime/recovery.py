@@ -19,6 +19,7 @@ from jobkit.model import JobStatus
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from datetime import datetime
     from typing import Any
 
     from jobkit.interfaces import Clock, Life, Store
@@ -55,18 +56,28 @@ class Recovery:
         self._store, self._writer, self._clock, self._read = store, writer, clock, read
         self._own_life, self._sweep_s = own_life, sweep_s
         self.swept = anyio.Event()
+        self._due = anyio.Event()
 
     async def run(self) -> None:
         """Sweep until cancelled."""
-        never = anyio.Event()
+        failing = False
         while True:
+            self._due = anyio.Event()
             try:
                 await self.sweep()
-            except JobkitError as error:
-                log.warning("a sweep was given up and will be repeated: %s", error)
+            except Exception as error:  # the wall around a sweep: whatever it met, the next one is due all the same
+                if not failing:
+                    known = isinstance(error, JobkitError)
+                    log.warning("a sweep broke off and will be repeated: %s", error, exc_info=not known)
+                failing = True
             else:
+                failing = False
                 self.swept.set()
-            await self._clock.wait(never, self._sweep_s)
+            await self._clock.wait(self._due, self._sweep_s)
+
+    def hurry(self) -> None:
+        """Have the next sweep made at once."""
+        self._due.set()
 
     async def sweep(self) -> int:
         """Note dead owners and requeue what they left behind.
@@ -77,7 +88,7 @@ class Recovery:
         lives: list[Life] = await self._read(self._store.lives)
         now = await self._read(self._store.now)
         for life in lives:
-            if life.id != self._own_life() and await self._read(self._over, life, now):
+            if life.id != self._own_life() and await self._read(self._is_over, life, now):
                 if await self._writer.submit(Retire(life.id)):
                     log.info("the life %s of node %s (process %s) is over", life.id, life.node, life.pid)
         moved = 0
@@ -92,7 +103,17 @@ class Recovery:
             log.info("%s jobs of owners that are gone were put back in the line", moved)
         return moved
 
-    def _over(self, life: Life, now: Any) -> bool:
+    async def others_live(self) -> bool:
+        """Whether another working life lives, as far as can be told from here."""
+
+        def found() -> bool:
+            now = self._store.now()
+            others = (life for life in self._store.lives() if life.working and life.id != self._own_life())
+            return any(not self._is_over(life, now) for life in others)
+
+        return bool(await self._read(found))
+
+    def _is_over(self, life: Life, now: datetime) -> bool:
         dead = self._store.prove_dead(life)
         return dead if dead is not None else life.lease_until is None or life.lease_until < now
 

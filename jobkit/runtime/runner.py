@@ -6,6 +6,7 @@ asked of the handler, and the latest progress. `run` takes it from the claim to 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +14,8 @@ from uuid import UUID
 
 import anyio
 
-from jobkit.errors import LeaseLost, SerializationError, StateTooLarge
+from jobkit.errors import LeaseLost, SerializationError, StateTooLarge, StoreUnavailable
+from jobkit.executors.handler import failure_of
 from jobkit.interfaces import (
     Attempt,
     Change,
@@ -95,7 +97,7 @@ class Running:
         self._raised: InterruptKind | None = None
         self.fenced = False
         self._progress: Progress | None = None
-        self._unsaved = False
+        self._unsaved = self._unshown = False
         self._reported = self._shown = float("-inf")
         self._one_save = anyio.Lock(fast_acquire=True)
         self._one_blocking_save = threading.Lock()
@@ -156,22 +158,24 @@ class Running:
         """Why the handler should stop at its next checkpoint: the strongest reason, and for good once it was raised."""
         if self._raised is not None:
             return self._raised
-        return self.standing.wanted or ("shutdown" if self.stopping else None)
+        return self.standing.wanted or ("shutdown" if self.stopping and self.standing.resumable else None)
 
     # ── progress, logs, folders ──
 
     def report(self, progress: Progress) -> None:
         """Take note of the latest progress; store and show it unless that was done just now."""
-        self._progress, self._unsaved = progress, True
+        self._progress = progress
+        self._unsaved = self._unshown = True
         now = self._around.clock.monotonic()
         if now - self._shown >= SHOW_EVERY_S:
             self._shown = now
-            self._tell("progress", _shown(progress))
+            self._show()
         if now - self._reported >= REPORT_EVERY_S:
             self.flush()
 
     def flush(self) -> None:
-        """Have progress stored that no checkpoint has taken along."""
+        """Have progress stored that no checkpoint has taken along, and shown what was throttled."""
+        self._show()
         if self._unsaved and not self.fenced:
             self._around.writer.post(Change(self.standing.id, REPORT, self.standing, progress=self._take_progress()))
 
@@ -182,11 +186,25 @@ class Running:
         self._reported = self._around.clock.monotonic()
         return self._progress
 
+    def _show(self) -> None:
+        """Show the latest progress to live readers, unless it was."""
+        progress = self._progress
+        if self._unshown and progress is not None:
+            self._unshown = False
+            self._tell("progress", _shown(progress))
+
+    def latest(self) -> Progress | None:
+        """Give the attempt's last progress, for its end: shown and stored whatever was left out before."""
+        self._show()
+        self._unsaved = False
+        return self._progress
+
     def log(self, message: str, level: str, fields: Mapping[str, object]) -> None:
-        """Write a line to the log, under the job's name and id."""
-        number = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
+        """Write a line to the log, under the job's name and id. Never raises, whatever the log's handlers do."""
+        number = logging.getLevelNamesMapping().get(str(level).upper(), logging.INFO)
         extra = {"job_id": self.standing.id, "job_name": self.name, "attempt": self.standing.attempt, "fields": dict(fields)}
-        log.log(number, "%s %s: %s", self.name, self.standing.id, message, extra=extra)
+        with contextlib.suppress(Exception):
+            log.log(number, "%s %s: %s", self.name, self.standing.id, message, extra=extra)
 
     def folder(self, *, of_attempt: bool) -> Path:
         """Make the job's folder, or that of this attempt, and answer its path."""
@@ -219,20 +237,30 @@ async def run(running: Running, executor: Executor | None, middleware: Sequence[
         others: Whether another working life lives, asked when the attempt is given back.
     """
     try:
-        outcome: Outcome | None = None
-        with running.scope:
-            reach("run.before_handler")
-            try:
-                outcome = await _carried(running, executor, middleware)
-            except Exception as error:  # noqa: BLE001  the wall around a handler: this came from middleware or an executor
-                outcome = Failed(Failure(type(error).__name__, str(error)))
-            reach("run.after_handler")
-        if running.fenced:
-            outcome = Fenced()
+        outcome = await _outcome(running, executor, middleware)
         with anyio.CancelScope(shield=True):
             await _finish(running, outcome, others)
     finally:
         running.fence()
+
+
+async def _outcome(running: Running, executor: Executor | None, middleware: Sequence[Middleware]) -> Outcome | None:
+    """Let the attempt run to its end; None: it was stopped by force."""
+    outcome: Outcome | None = None
+    try:
+        with running.scope:
+            reach("run.before_handler")
+            outcome = await _carried(running, executor, middleware)
+            reach("run.after_handler")
+    except Exception as error:  # noqa: BLE001  the wall around a handler, and around the middleware that wraps it
+        outcome = Failed(failure_of(error))
+    if running.fenced:
+        return Fenced()
+    if isinstance(outcome, Failed) and running.scope.cancel_called:
+        why = outcome.failure
+        running.log(f"while it was stopped by force: {why.type}: {why.message}", "warning", {})
+        return None
+    return outcome
 
 
 async def _carried(running: Running, executor: Executor | None, middleware: Sequence[Middleware]) -> Outcome:
@@ -248,7 +276,10 @@ async def _carried(running: Running, executor: Executor | None, middleware: Sequ
         attempt = Attempt(UUID(work.job_id), work.name, work.attempt, work.attempt > 1, work.metadata)
         for wrap in reversed(middleware):
             call = _wrapped(wrap, attempt, call)
-    return await call()
+    outcome: object = await call()
+    if not isinstance(outcome, Completed | Failed | Interrupted | Unloadable | Fenced):
+        raise TypeError(f"a middleware or executor answered {outcome!r}, which is no outcome: return what call_next() gave")
+    return outcome
 
 
 def _wrapped(wrap: Middleware, attempt: Attempt, inner: Callable[[], Awaitable[Outcome]]) -> Callable[[], Awaitable[Outcome]]:
@@ -258,7 +289,7 @@ def _wrapped(wrap: Middleware, attempt: Attempt, inner: Callable[[], Awaitable[O
 async def _finish(running: Running, outcome: Outcome | None, others: Callable[[], bool]) -> None:
     """Write what came of the attempt; None: it was stopped by force."""
     job = running.standing
-    progress = running._take_progress()  # noqa: SLF001  one module, one attempt
+    progress = running.latest()
     match outcome:
         case Completed(output=output, shown=shown):
             change = Change(job.id, COMPLETE, job, output=(output, shown), progress=progress)
@@ -270,7 +301,8 @@ async def _finish(running: Running, outcome: Outcome | None, others: Callable[[]
             failure = Failure("Interrupt", "the handler raised an Interrupt of its own; nothing had asked it to stop")
             change = Change(job.id, Cause(Trigger.FAIL), job, failure=failure, progress=progress)
         case Interrupted():
-            change = Change(job.id, Cause(Trigger.STOPPED, others=others()), job, progress=progress)
+            here = not running.stopping  # what it stopped for was taken back meanwhile: this life itself goes on with it
+            change = Change(job.id, Cause(Trigger.STOPPED, others=here or others()), job, progress=progress)
         case Fenced():
             log.warning("%s %s: attempt %s lost its lease; what it did since counts for nothing", running.name, job.id, job.attempt)
             return
@@ -280,9 +312,11 @@ async def _finish(running: Running, outcome: Outcome | None, others: Callable[[]
     try:
         try:
             await writer.submit(change)
-        except SerializationError as error:  # a job must not stay running for a result that can't be stored
-            failure = Failure(type(error).__name__, str(error))
+        except (SerializationError, StoreUnavailable) as error:  # not to stay running for a result that can't be stored
+            failure = Failure(type(error).__name__, f"what came of the handler could not be stored: {error}")
             await writer.submit(Change(job.id, Cause(Trigger.FAIL), job, failure=failure))
+    except StoreUnavailable as error:
+        log.error("%s %s: what came of attempt %s could not be stored: %s", running.name, job.id, job.attempt, error)  # noqa: TRY400  no trace to show
     except LeaseLost:
         log.warning("%s %s: attempt %s ended after it had lost its lease; nothing was changed", running.name, job.id, job.attempt)
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
-from jobkit.codec import decode_plain
 from jobkit.errors import JobNotFound, ManagerNotRunning
+from jobkit.plain import decode_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ looks at the database now and then even if it has not: notification only shorten
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
@@ -15,9 +15,10 @@ from jobkit.errors import JobkitError
 from jobkit.interfaces import Claim
 from jobkit.runtime import runner
 from jobkit.runtime.runner import Running
+from jobkit.runtime.writer import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from jobkit.interfaces import Claimed, Executor, Middleware
     from jobkit.registration import Registry
@@ -30,6 +31,31 @@ POLL_S: Final = 0.2
 
 FLUSH_S: Final = 0.5
 """How often progress that nothing else has stored is stored."""
+
+FORCED_S: Final = 5.0
+"""How long handlers that are stopped by force may take to clean up, at least; what goes on after it is left behind."""
+
+
+class Order:
+    """A claim that waits in the writer for a commit that brings work; also its answer."""
+
+    def __init__(self, came: Callable[[], None]) -> None:
+        self._came = came
+        self._event = anyio.Event()
+        self._answer: Any = None
+
+    def set(self, answer: object) -> None:
+        """Give the answer; on the loop."""
+        self._answer = answer
+        self._event.set()
+        self._came()
+
+    async def wait(self) -> Any:
+        """Wait for the answer; an exception is raised."""
+        await self._event.wait()
+        if isinstance(self._answer, BaseException):
+            raise self._answer
+        return self._answer
 
 
 class Worker:
@@ -46,6 +72,7 @@ class Worker:
         queues: Sequence[str] | None,
         middleware: Sequence[Middleware],
         others: Callable[[], bool],
+        claimable: Callable[[], Awaitable[bool]],
     ) -> None:
         """Prepare; `run` works.
 
@@ -58,11 +85,12 @@ class Worker:
             queues: The queues to serve; None for all.
             middleware: What wraps each attempt.
             others: Whether another working life lives.
+            claimable: Looks whether a claim would find anything.
         """
         self._around, self._registry, self._executors = around, registry, executors
         self._life, self._concurrency = life, concurrency
         self._queues = None if queues is None else tuple(queues)
-        self._middleware, self._others = middleware, others
+        self._middleware, self._others, self._claimable = middleware, others, claimable
         self._changed = anyio.Event()
         self._claiming = True
         self._asking = False
@@ -74,30 +102,63 @@ class Worker:
         """Claim and run until cancelled."""
         async with anyio.create_task_group() as group:
             group.start_soon(self._flush)
+            exhausted = False
             while True:
-                queued = self._around.feed.queued
-                claimed = await self._claim() if self._room() else []
+                room = self._room()
+                if not room:
+                    await self._changed.wait()
+                    continue
+                claim = self._wish(room)
+                claimed = await (self._stand_by(claim) if exhausted else self._claim(claim))
+                exhausted = len(claimed) < room
                 for one in claimed:
                     running = Running(one, self._around)
                     if not self._claiming:
                         running.stop()
                     self.running[one.transition.after.id] = running
                     group.start_soon(self._run_one, running, name=f"{one.name} {one.transition.after.id}")
-                if not self._room():
-                    await self._changed.wait()
-                elif not claimed:
-                    await self._around.clock.wait(queued, POLL_S)
 
-    async def _claim(self) -> list[Claimed]:
-        life = self._life()
-        versions = self._registry.versions()
+    def _wish(self, room: int) -> Claim | None:
+        life, versions = self._life(), self._registry.versions()
         if life is None or not versions:
+            return None
+        return Claim(life, self._around.node, room, versions, self._queues)
+
+    async def _claim(self, claim: Claim | None) -> list[Claimed]:
+        if claim is None:
             return []
+        return await self._asked(self._around.writer.submit(claim))
+
+    async def _stand_by(self, claim: Claim | None) -> list[Claimed]:
+        """Wait for work: claim in the very commit that brings it, or find what others have brought."""
+        writer = self._around.writer
+        while True:
+            queued = self._around.feed.queued
+            order = Order(self._work_came)
+            if claim is not None:
+                writer.stand_by(Entry(claim, order))
+            try:
+                told = await self._around.clock.wait(queued, POLL_S)
+            finally:
+                taken = claim is not None and not writer.stand_down()
+            if taken and (found := await self._asked(order.wait())):
+                return found
+            room = self._room()
+            if not room:
+                return []
+            claim = self._wish(room)
+            if told or taken or await self._claimable():
+                return await self._claim(claim)
+
+    def _work_came(self) -> None:
+        """On the loop: the standing order was carried out; what it brought counts as under way from this moment."""
+        self._asking = True
+        self._around.feed.work_came()
+
+    async def _asked(self, answer: Awaitable[Any]) -> list[Claimed]:
         self._asking = True
         try:
-            found: list[Claimed] = await self._around.writer.submit(
-                Claim(life, self._around.node, self._room(), versions, self._queues)
-            )
+            found: list[Claimed] = await answer
         except JobkitError as error:
             log.debug("nothing could be claimed: %s", error)
             return []
@@ -115,7 +176,8 @@ class Worker:
         except Exception:  # the wall around a handler: what went wrong here is ours, and must not stop the others
             log.exception("%s %s: its attempt broke off", running.name, running.standing.id)
         finally:
-            self.running.pop(running.standing.id, None)
+            if self.running.get(running.standing.id) is running:  # a new life may hold the job again by now
+                del self.running[running.standing.id]
             self._tell()
 
     def _tell(self) -> None:
@@ -151,13 +213,21 @@ class Worker:
             Whether all stopped by themselves.
         """
         self._claiming = False
+        self._around.feed.work_came()  # wakes a worker that stands by, to take its order back
         for running in self.running.values():
             running.stop()
-        by_themselves = await self._quiet(grace_s)
-        for running in self.running.values():
-            running.scope.cancel()
-        await self._quiet(grace_s)
-        return by_themselves
+        try:
+            return await self._quiet(grace_s)
+        finally:  # also when the caller has no more patience
+            with anyio.CancelScope(shield=True):
+                for running in self.running.values():
+                    running.scope.cancel()
+                await self._quiet(max(grace_s, FORCED_S))
+
+    async def quiet(self) -> None:
+        """Wait until nothing runs or is being claimed."""
+        while self.busy:
+            await self._changed.wait()
 
     def abandon(self) -> None:
         """Stop every handler at once and let nothing that it says count: its jobs are no longer ours."""

@@ -39,22 +39,26 @@ BACK_OFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 class Blocked:
-    """An answer that a thread waits for."""
+    """An answer that a thread waits for.
 
-    __slots__ = ("_event", "answer")
+    Attributes:
+        given: Set once the answer is there.
+    """
+
+    __slots__ = ("answer", "given")
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self.given = threading.Event()
         self.answer: Any = None
 
     def set(self, answer: object) -> None:
         """Give the answer; from the writer's thread."""
         self.answer = answer
-        self._event.set()
+        self.given.set()
 
     def wait(self) -> Any:
         """Wait for the answer; an exception is raised."""
-        self._event.wait()
+        self.given.wait()
         if isinstance(self.answer, BaseException):
             raise self.answer
         return self.answer
@@ -87,6 +91,7 @@ class Writer:
         self._closed = anyio.Event()
         self._stop = threading.Event()
         self._failures = 0
+        self._standing: Entry | None = None
 
     def start(self) -> None:
         """Start the thread."""
@@ -101,6 +106,17 @@ class Writer:
         await self._closed.wait()
 
     # ── the callers' side ──
+
+    def stand_by(self, order: Entry) -> None:
+        """Have a claim carried out in the next commit that inserts jobs, so that a new job starts without a second flush."""
+        with self._changed:
+            self._standing = order
+
+    def stand_down(self) -> bool:
+        """Take the standing order back; answer False if it is being carried out."""
+        with self._changed:
+            waiting, self._standing = self._standing is not None, None
+        return waiting
 
     async def submit(self, write: Write) -> Any:
         """Have a write committed, and answer what the store answered.
@@ -133,9 +149,13 @@ class Writer:
 
     def submit_blocking(self, write: Write) -> Any:
         """Do the same as `submit`, from a thread that may block."""
+        return self.ask(write).wait()
+
+    def ask(self, write: Write) -> Blocked:
+        """Have a write committed, from a thread that may wait for the answer, but not for ever."""
         reply = Blocked()
         self._put(Entry(write, reply))
-        return reply.wait()
+        return reply
 
     def post(self, write: Write) -> None:
         """Have a write committed sometime soon; what comes of it is nobody's business, and it is left out under load."""
@@ -195,6 +215,9 @@ class Writer:
                 batch.append(entry)
                 rows += len(write.jobs) if isinstance(write, Insert) else 1
             self._pending.extendleft(reversed(later))
+            if self._standing is not None and any(isinstance(entry.write, Insert) for entry in batch):
+                batch.append(self._standing)
+                self._standing = None
             return batch
 
     def _deliver(self, batch: list[Entry], answers: list[Any]) -> None:
@@ -226,7 +249,8 @@ class Writer:
         self._failures += 1
         if self._failures == 1:
             log.error("nothing can be written: %s", error)
-        kept, told = [], []
+        kept: list[Entry] = []
+        told: list[Entry] = []
         for entry in batch:
             (kept if _patient(entry.write) and not self._stop.is_set() else told).append(entry)
         self._deliver(told, [error] * len(told))

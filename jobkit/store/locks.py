@@ -1,9 +1,9 @@
 """File locks beside a SQLite database: the proof that a life is over, and the queue of writers.
 
 Always `flock`, never POSIX `lockf`: a POSIX lock belongs to the process, so a second manager in one process would find
-the first one dead, and closing any descriptor of the file would drop it. An `flock` belongs to the open file; the kernel
-drops it when the process ends, however it ends, and not before. A forked child shares the open file and would keep a dead
-parent's lock: it closes its copy at once.
+the first one dead, and closing any descriptor of the file would drop it. An `flock` belongs to the open file; the
+kernel drops it when the process ends, however it ends, and not before. A forked child shares the open file and would
+keep a dead parent's lock: it closes its copy at once.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import weakref
 from typing import TYPE_CHECKING, Final
 
-if sys.platform == "win32":  # pragma: no cover  no flock there: lives are judged by their leases alone
-    fcntl = None
-else:
+if sys.platform != "win32":
     import fcntl
 
 if TYPE_CHECKING:
@@ -27,16 +26,25 @@ PRIVATE: Final = 0o600
 
 
 class FileLock:
-    """An exclusive lock on a small file of its own."""
+    """An exclusive lock on a small file of its own. On Windows it locks nothing: lives are judged by leases alone.
+
+    Args:
+        path: The file; it is made if it is missing.
+
+    Raises:
+        OSError: It can't be opened for writing.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
+        self._turn = threading.Condition()
+        self._asking = self._wanted = self._came = False
         _open_locks.add(self)
 
     def take(self) -> bool:
         """Take the lock if it is free; answer whether it was."""
-        if fcntl is None:  # pragma: no cover
+        if sys.platform == "win32":
             return True
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,15 +53,46 @@ class FileLock:
         return True
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Wait for the lock and hold it; the kernel queues those who wait."""
-        if fcntl is None:  # pragma: no cover
-            yield
-            return
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
+    def held(self, within_s: float) -> Iterator[None]:
+        """Wait for the lock and hold it, for one thread at a time; the kernel queues the processes that wait.
+
+        Args:
+            within_s: How long to wait, in seconds: who holds it may be stopped, and then it never comes.
+
+        Raises:
+            TimeoutError: It did not come.
+        """
+        if self._asking or not self.take():
+            self._wait(within_s)
         try:
             yield
         finally:
+            self._let_go()
+
+    def _wait(self, within_s: float) -> None:
+        """Have a thread stand in the kernel's queue, which nothing but the lock's coming can end."""
+        with self._turn:
+            self._wanted = True
+            if not self._asking:
+                self._asking = True
+                threading.Thread(target=self._ask, args=(self._fd,), name="jobkit lock", daemon=True).start()
+            came = self._turn.wait_for(lambda: self._came, within_s)
+            self._wanted = self._came = False
+        if not came:
+            raise TimeoutError
+
+    def _ask(self, fd: int) -> None:
+        if sys.platform != "win32":
+            with contextlib.suppress(OSError):  # closed meanwhile
+                fcntl.flock(fd, fcntl.LOCK_EX)
+        with self._turn:
+            self._asking, self._came = False, self._wanted
+            if not self._wanted:
+                self._let_go()
+            self._turn.notify_all()
+
+    def _let_go(self) -> None:
+        if sys.platform != "win32" and self._fd >= 0:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def close(self) -> None:
@@ -65,7 +104,9 @@ class FileLock:
 
     def release(self) -> None:
         """Let go for good: the file goes too, while it is still locked, so that nobody locks a nameless file."""
-        self._path.unlink(missing_ok=True)
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
         self.close()
 
 
@@ -83,14 +124,14 @@ if hasattr(os, "register_at_fork"):
 
 def is_free(path: Path) -> bool | None:
     """Probe a life's lock: True if nobody holds it, False if somebody does, None if it can't be told."""
-    if fcntl is None:  # pragma: no cover
+    if sys.platform == "win32":
         return None
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who probe at once must not take each other for it
     except BlockingIOError:
         return False
     except OSError:

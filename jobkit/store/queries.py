@@ -1,34 +1,38 @@
 """What the store answers when it is asked: jobs, lists, statistics, events, lives.
 
-Every list is an index read of bounded length: one condition leads (the most telling that was given), each of its values is
-read in order from its own index up to the page's length, and the rest of the conditions filter on the way.
+Every list is an index read of bounded length: one condition leads (the most telling that was given), each of its values
+is read in order from its own index up to the page's length, and the rest of the conditions filter on the way. A text is
+looked for in the newest jobs alone, whatever else was asked.
+
+Invariant: one row that can't be read never hides another; what is unreadable of it is shown as missing.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
-from itertools import chain
-from typing import TYPE_CHECKING, Any, Final
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, exists, func, literal, or_, select, tuple_, union_all
+from sqlalchemy import ColumnElement, exists, func, literal, or_, select, tuple_, union_all
 
 from jobkit.errors import InvalidFilter
 from jobkit.interfaces import Ended, Life
-from jobkit.lifecycle import Standing
 from jobkit.model import TERMINAL, Event, Failure, JobRecord, JobStats, JobStatus, Page, Progress
 from jobkit.store.schema import job_events, jobs, labels, lives, queues
-from jobkit.store.sql import STANDING, standing_of, text_of, time_of
+from jobkit.store.sql import PROGRESS_DATA, STANDING, runnable, standing_of, text_of, time_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from datetime import datetime
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from sqlalchemy import Connection, Row, Select
+    from sqlalchemy import FromClause, Row, Select
 
-    from jobkit.model import JobFilter, Json
+    from jobkit.filters import JobFilter
+    from jobkit.lifecycle import Standing
+    from jobkit.model import Json
     from jobkit.store.dialects import Database
 
 TEXT_WINDOW: Final = 10_000
@@ -36,6 +40,26 @@ TEXT_WINDOW: Final = 10_000
 
 SAMPLE: Final = 100_000
 """How many of the newest completed jobs durations are worked out from."""
+
+LEADERS: Final = 100
+"""Of how many values each may be read from its own index; more are looked for among all jobs."""
+
+MAX_SERIAL: Final = 2**63 - 1
+
+_SEARCHED: Final = (
+    "num",
+    "id",
+    "name",
+    "label",
+    "error_message",
+    "status",
+    "queue",
+    "user",
+    "parent_id",
+    "created_at",
+    "run_s",
+)
+"""What conditions, order and statistics need of a job."""
 
 _RECORD: Final = (
     jobs.c.id, jobs.c.name, jobs.c.version, jobs.c.label, jobs.c.description, jobs.c.status, jobs.c.reason,
@@ -94,8 +118,8 @@ class Queries:
         Returns:
             The jobs, and the cursor of the next page.
         """
-        with self._database.reading() as connection:
-            query = page_query(where, limit + 1, _read_cursor(cursor))
+        query = page_query(where, limit + 1, _read_cursor(cursor))
+        with _sayable(), self._database.reading() as connection:
             rows = connection.execute(query).all()
             now = self._database.now(connection)
         more = len(rows) > limit
@@ -103,13 +127,14 @@ class Queries:
 
     def stats(self, where: JobFilter) -> JobStats:
         """Counts by status, and durations of the newest completed jobs."""
-        conditions = _conditions(where)
-        counted = select(jobs.c.status, func.count()).where(*conditions).group_by(jobs.c.status)
-        completed = (jobs.c.status == JobStatus.COMPLETED.value, *conditions)
-        newest = select(jobs.c.run_s).where(*completed).order_by(jobs.c.created_at.desc()).limit(SAMPLE)
-        with self._database.reading() as connection:
+        job = _scope(where).c
+        conditions = _conditions(where, job)
+        counted = select(job.status, func.count()).where(*conditions).group_by(job.status)
+        completed = (job.status == JobStatus.COMPLETED.value, *conditions)
+        newest = select(job.run_s).where(*completed).order_by(job.created_at.desc()).limit(SAMPLE)
+        with _sayable(), self._database.reading() as connection:
             counts = dict.fromkeys((status.value for status in JobStatus), 0)
-            counts.update({status: count for status, count in connection.execute(counted)})
+            counts.update((row[0], row[1]) for row in connection.execute(counted))
             durations = sorted(connection.execute(newest).scalars())
         finished = sum(counts[status] for status in TERMINAL)
         return JobStats(
@@ -117,7 +142,7 @@ class Queries:
             total=sum(counts.values()),
             success_rate=counts["completed"] / finished if finished else None,
             mean_duration_s=sum(durations) / len(durations) if durations else None,
-            p95_duration_s=durations[min(len(durations) - 1, int(len(durations) * 0.95))] if durations else None,
+            p95_duration_s=durations[(95 * len(durations) + 99) // 100 - 1] if durations else None,
             sampled=counts["completed"] > len(durations),
         )
 
@@ -153,7 +178,7 @@ class Queries:
             rows = connection.execute(select(lives).where(lives.c.ended_at.is_(None))).all()
         return [
             Life(
-                row.id, row.node, row.host, row.boot_id, row.pid, bool(row.working), json.loads(row.versions),
+                row.id, row.node, row.host, row.boot_id, row.pid, bool(row.working), _parsed(row.versions, {}),
                 time_of(row.started_at), time_of(row.lease_until),
             )
             for row in rows
@@ -167,12 +192,12 @@ class Queries:
 
     def claimable(self, versions: Mapping[str, int], served: Sequence[str] | None) -> bool:
         """Whether a claim would find anything."""
-        known = or_(*(and_(jobs.c.name == name, jobs.c.version <= newest) for name, newest in versions.items()))
+        known = runnable(list(versions.items()))
         with self._database.reading() as connection:
             for queue in connection.execute(select(queues.c.name).where(queues.c.paused == 0)).scalars():
                 if served is None or queue in served:
                     found = select(jobs.c.num).where(jobs.c.queue == queue, jobs.c.rank.is_not(None), known).limit(1)
-                    if versions and connection.execute(found).first() is not None:
+                    if connection.execute(found).first() is not None:
                         return True
         return False
 
@@ -186,69 +211,93 @@ def _records() -> Select[Any]:
 
 def page_query(where: JobFilter, limit: int, after: tuple[str, int] | None = None) -> Select[Any]:
     """The query of one page: the newest jobs that match, beyond `after`."""
-    conditions = list(_conditions(where))
-    if after is not None:
-        conditions.append(jobs.c.created_at <= after[0])
-        conditions.append(tuple_(jobs.c.created_at, jobs.c.num) < tuple_(*map(literal, after)))
-    order = (jobs.c.created_at.desc(), jobs.c.num.desc())
-    found = [
-        select(jobs.c.num.label("num")).select_from(source).where(leading, *conditions).order_by(*order).limit(limit).subquery()
-        for source, leading in _leading(where)
-    ]
+    found = [_matching(where, lead, limit, after).subquery() for lead in _leads(where)]
     chosen = found[0] if len(found) == 1 else union_all(*(select(one.c.num) for one in found)).subquery()
+    order = (jobs.c.created_at.desc(), jobs.c.num.desc())
     return _records().where(jobs.c.num.in_(select(chosen.c.num))).order_by(*order).limit(limit)
 
 
-def _leading(where: JobFilter) -> list[tuple[Any, ColumnElement[bool]]]:
-    """The condition whose index leads, a pair of source and condition for each of its values."""
-    for column, values in (
-        (jobs.c.parent_id, where.parent),
-        (jobs.c.user, where.user),
-        (jobs.c.name, where.name),
-        (jobs.c.status, [status.value for status in where.status]),
-        (jobs.c.queue, where.queue),
-    ):
-        if values:
-            return [(jobs, column == value) for value in dict.fromkeys(values)]
+class _Lead(NamedTuple):
+    """What leads to a page's jobs.
+
+    Attributes:
+        source: What is read.
+        job: The columns of its jobs.
+        at: When a job was created, as the leading index has it.
+        only: What the index is searched for.
+    """
+
+    source: FromClause
+    job: Any
+    at: ColumnElement[str]
+    only: tuple[ColumnElement[bool], ...] = ()
+
+
+def _matching(where: JobFilter, lead: _Lead, limit: int, after: tuple[str, int] | None) -> Select[Any]:
+    """The numbers of the newest jobs that match, read in the order of one index."""
+    conditions = [*lead.only, *_conditions(where, lead.job)]
+    if after is not None:
+        conditions.append(lead.at <= after[0])
+        conditions.append(tuple_(lead.at, lead.job.num) < tuple_(*map(literal, after)))
+    found = select(lead.job.num.label("num")).select_from(lead.source).where(*conditions)
+    return found.order_by(lead.at.desc(), lead.job.num.desc()).limit(limit)
+
+
+def _leads(where: JobFilter) -> list[_Lead]:
+    """The condition whose index leads, once for each of its values; for a text, the newest jobs alone."""
+    source = _scope(where)
+    if source is not jobs:
+        return [_Lead(source, source.c, source.c.created_at)]
+    for column, values in _plain(where, jobs.c):
+        if 0 < len(values) <= LEADERS:
+            return [_Lead(jobs, jobs.c, jobs.c.created_at, (column == value,)) for value in dict.fromkeys(values)]
     found = [("tag", tag) for tag in where.tag] or [(f"metadata.{key}", value) for key, value in where.metadata[:1]]
-    if found:
+    if 0 < len(found) <= LEADERS:
         labelled = labels.join(jobs, jobs.c.id == labels.c.job_id)
-        return [(labelled, and_(labels.c.key == key, labels.c.value == value)) for key, value in dict.fromkeys(found)]
-    return [(jobs, jobs.c.created_at >= "")]
+        return [
+            _Lead(labelled, jobs.c, labels.c.created_at, (labels.c.key == key, labels.c.value == value))
+            for key, value in dict.fromkeys(found)
+        ]
+    return [_Lead(jobs, jobs.c, jobs.c.created_at)]
 
 
-def _conditions(where: JobFilter) -> list[ColumnElement[bool]]:
-    found: list[ColumnElement[bool]] = []
-    for column, values in (
-        (jobs.c.parent_id, where.parent),
-        (jobs.c.user, where.user),
-        (jobs.c.name, where.name),
-        (jobs.c.status, [status.value for status in where.status]),
-        (jobs.c.queue, where.queue),
-    ):
-        if values:
-            found.append(column.in_(values))
+def _scope(where: JobFilter) -> FromClause:
+    """Where to look: among all jobs, or for a text among the newest."""
+    if where.text is None:
+        return jobs
+    searched = select(*(jobs.c[name] for name in _SEARCHED))
+    return searched.order_by(jobs.c.num.desc()).limit(TEXT_WINDOW).subquery("newest")
+
+
+def _plain(where: JobFilter, job: Any) -> tuple[tuple[ColumnElement[Any], Sequence[str]], ...]:
+    """Conditions on a single column, the most telling first."""
+    return (
+        (job.parent_id, where.parent),
+        (job.user, where.user),
+        (job.name, where.name),
+        (job.status, [status.value for status in where.status]),
+        (job.queue, where.queue),
+    )
+
+
+def _conditions(where: JobFilter, job: Any) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = [column.in_(values) for column, values in _plain(where, job) if values]
     if where.tag:
-        found.append(_labelled("tag", where.tag))
-    found.extend(_labelled(f"metadata.{key}", (value,)) for key, value in where.metadata)
+        found.append(_labelled(job, "tag", where.tag))
+    found.extend(_labelled(job, f"metadata.{key}", (value,)) for key, value in where.metadata)
     if where.since is not None:
-        found.append(jobs.c.created_at >= text_of(where.since))
+        found.append(job.created_at >= text_of(where.since))
     if where.until is not None:
-        found.append(jobs.c.created_at < text_of(where.until))
+        found.append(job.created_at < text_of(where.until))
     if where.text is not None:
-        found.append(_text(where.text))
+        begins = [column.startswith(where.text, autoescape=True) for column in (job.id, job.name, job.label)]
+        found.append(or_(*begins, job.error_message.contains(where.text, autoescape=True)))
     return found
 
 
-def _labelled(key: str, values: Sequence[str]) -> ColumnElement[bool]:
-    return exists().where(labels.c.job_id == jobs.c.id, labels.c.key == key, labels.c.value.in_(values))
-
-
-def _text(text: str) -> ColumnElement[bool]:
-    newest = select(jobs.c.num).order_by(jobs.c.num.desc()).limit(TEXT_WINDOW).subquery()
-    among = jobs.c.num >= select(func.min(newest.c.num)).scalar_subquery()
-    begins = (column.startswith(text, autoescape=True) for column in (jobs.c.id, jobs.c.name, jobs.c.label))
-    return and_(among, or_(*chain(begins, (jobs.c.error_message.contains(text, autoescape=True),))))
+def _labelled(job: Any, key: str, values: Sequence[str]) -> ColumnElement[bool]:
+    also = labels.alias()
+    return exists().where(also.c.job_id == job.id, also.c.key == key, also.c.value.in_(values))
 
 
 def orphan_query(limit: int) -> Select[Any]:
@@ -259,7 +308,12 @@ def orphan_query(limit: int) -> Select[Any]:
 
 def _after(job_id: str | None, after: str) -> ColumnElement[bool]:
     kind, _, number = after.rpartition(":")
-    if not number.isdecimal() or kind not in {"", "all"}:
+    if (
+        not number.isdecimal()
+        or kind not in {"", "all"}
+        or len(number) > len(str(MAX_SERIAL))
+        or int(number) > MAX_SERIAL
+    ):
         raise InvalidFilter("cursor", after, ["an event's cursor", "a sequence number"])
     if job_id is None:
         return job_events.c.pos > int(number)
@@ -276,17 +330,48 @@ def _read_cursor(cursor: str | None) -> tuple[str, int] | None:
         return None
     try:
         at, num = json.loads(base64.urlsafe_b64decode(cursor.encode()))
-        return str(at), int(num)
-    except (ValueError, TypeError, binascii.Error):
-        raise InvalidFilter("cursor", cursor, ["the next_cursor of a page"]) from None
+        if isinstance(at, str) and isinstance(num, int) and 0 <= num <= MAX_SERIAL:
+            at.encode()
+            return at, num
+    except (ValueError, TypeError, RecursionError, binascii.Error):
+        pass
+    raise InvalidFilter("cursor", cursor, ["the next_cursor of a page"])
 
 
 def _write_cursor(row: Row[Any]) -> str:
     return base64.urlsafe_b64encode(json.dumps([row.page_at, row.page_num]).encode()).decode()
 
 
+@contextlib.contextmanager
+def _sayable() -> Iterator[None]:
+    """Refuse a text that no row can hold."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise InvalidFilter("text", error.object, ["one that UTF-8 can say"]) from None
+
+
+def _parsed(text: str | None, otherwise: Any) -> Any:
+    """Read stored JSON of the type of `otherwise`, which is the answer where it can't be read."""
+    try:
+        value = json.loads(text or "")
+    except (ValueError, TypeError, RecursionError):
+        return otherwise
+    return value if otherwise is None or isinstance(value, type(otherwise)) else otherwise
+
+
 def _failure(text: str | None) -> Failure | None:
-    return None if text is None else Failure(**json.loads(text))
+    if text is None:
+        return None
+    told = _parsed(text, {})
+    return Failure(*(str(told.get(name, "")) for name in ("type", "message", "traceback")))
+
+
+def _progress(fraction: float | None, text: str | None) -> Progress | None:
+    if text is None:
+        return None
+    told = _parsed(text, {})
+    return Progress(fraction, *(told.get(name) for name in PROGRESS_DATA))
 
 
 def _uuid(text: str | None) -> UUID | None:
@@ -294,15 +379,17 @@ def _uuid(text: str | None) -> UUID | None:
 
 
 def _at(text: str) -> datetime:
-    at = time_of(text)
-    assert at is not None  # noqa: S101  the column is NOT NULL
-    return at
+    return time_of(text) or _UNREADABLE
+
+
+_UNREADABLE: Final = datetime.min.replace(tzinfo=UTC)
+"""What a time is shown as that can't be read and can't be missing."""
 
 
 def _event(row: Row[Any]) -> Event:
     return Event(
         UUID(row.job_id), row.seq, row.type, JobStatus(row.status), row.message,
-        None if row.data is None else json.loads(row.data), _at(row.at), f"all:{row.pos}",
+        _parsed(row.data, None), _at(row.at), f"all:{row.pos}",
     )  # fmt: skip
 
 
@@ -313,19 +400,19 @@ def _record(row: Row[Any], now: datetime) -> JobRecord:
         ran = row.run_s + max(0.0, (now - since).total_seconds())
     elif row.started_at is None:
         ran = None
-    params: dict[str, Json] = json.loads(row.params)
+    params: dict[str, Json] = _parsed(row.params, {})
     return JobRecord(
         id=UUID(row.id), name=row.name, version=row.version, label=row.label, description=row.description,
         status=JobStatus(row.status), reason=row.reason, wanted=row.wanted, queue=row.queue, priority=row.priority,
         params=params,
-        progress=None if row.progress_data is None else Progress(row.progress, **json.loads(row.progress_data)),
-        output=None if row.output is None else json.loads(row.output), error=_failure(row.error), attempt=row.attempt,
+        progress=_progress(row.progress, row.progress_data),
+        output=_parsed(row.output, None), error=_failure(row.error), attempt=row.attempt,
         retry_count=row.retry_count, max_retries=row.max_retries, crash_count=row.crash_count,
         checkpoint_seq=row.checkpoint_seq, created_at=_at(row.created_at), scheduled_at=time_of(row.scheduled_at),
         started_at=time_of(row.started_at), completed_at=time_of(row.completed_at),
         last_checkpoint_at=time_of(row.last_checkpoint_at), duration_s=ran, node=row.node,
-        lease_deadline=time_of(row.lease_until), user=row.user, tags=tuple(json.loads(row.tags)),
-        metadata=json.loads(row.metadata), parent_id=_uuid(row.parent_id),
-        depends_on=tuple(UUID(one) for one in json.loads(row.depends_on)), retry_of=_uuid(row.retry_of),
+        lease_deadline=time_of(row.lease_until), user=row.user, tags=tuple(_parsed(row.tags, [])),
+        metadata=_parsed(row.metadata, {}), parent_id=_uuid(row.parent_id),
+        depends_on=tuple(UUID(one) for one in _parsed(row.depends_on, [])), retry_of=_uuid(row.retry_of),
         forked_from=_uuid(row.forked_from), key=row.key,
     )  # fmt: skip

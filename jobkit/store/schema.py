@@ -1,11 +1,12 @@
 """The tables.
 
-People query this schema with plain `sqlite3`, so it is made to be read: ids are text, times are ISO 8601 text in UTC that
-SQLite's `datetime()` understands and that sorts as time does, and whatever is structured is JSON. What must come back
-exact in value and type stands beside its JSON as MessagePack (`params_data`, `output_data`, `state`).
+People query this schema with plain `sqlite3`, so it is made to be read: ids are text, times are ISO 8601 text in UTC
+that SQLite's `datetime()` understands and that sorts as time does, and whatever is structured is JSON. What must come
+back exact in value and type stands beside its JSON as MessagePack (`params_data`, `output_data`, `state`).
 
-Why each index: `ix_jobs_claim` holds claimable rows alone (`rank` is NULL otherwise), so a claim costs the same beside a
-million finished jobs; the others serve one list filter each, newest first, without a sort. Most rows are in few of them.
+Why each index: `ix_jobs_claim` holds claimable rows alone (`rank` is NULL otherwise), so a claim costs the same beside
+a million finished jobs; the others serve one list filter each, newest first, without a sort. Most rows are in few of
+them.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ job_checkpoints = Table(
     Column("pieces", LargeBinary),
     Column("at", Time, nullable=False),
 )
-"""A ring of each job's latest checkpoints: `slot` is `seq` modulo its length. `pieces`: how to put a large one together."""
+"""A ring of each job's latest checkpoints: `slot` is `seq` modulo its length. `pieces`: how to join a large one."""
 
 job_events = Table(
     "job_events",

@@ -14,8 +14,10 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Update, and_, bindparam, case, false, func, or_, select
+from sqlalchemy import ColumnElement, Update, bindparam, case, false, func, select
+from sqlalchemy.sql.compiler import SQLCompiler
 
+from jobkit.errors import SerializationError
 from jobkit.lifecycle import Standing
 from jobkit.model import TERMINAL, JobStatus
 from jobkit.policy import rank
@@ -24,7 +26,7 @@ from jobkit.store.schema import job_checkpoints, job_events, jobs, labels, lives
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy import Connection, CursorResult, Dialect, Executable, Table
+    from sqlalchemy import ClauseElement, Connection, CursorResult, Dialect, Table
 
     from jobkit.interfaces import NewJob
     from jobkit.lifecycle import Transition
@@ -39,7 +41,7 @@ class Statement(NamedTuple):
 
     text: str
 
-    def one(self, connection: Connection, row: Row) -> CursorResult[Any]:
+    def one(self, connection: Connection, row: Row) -> CursorResult[*tuple[Any, ...]]:
         """Run it once."""
         return connection.exec_driver_sql(self.text, row)
 
@@ -48,10 +50,11 @@ class Statement(NamedTuple):
         return connection.exec_driver_sql(self.text, rows).rowcount
 
 
-def prepare(statement: Executable, dialect: Dialect, *order: str) -> Statement:
+def prepare(statement: ClauseElement, dialect: Dialect, *order: str) -> Statement:
     """Compile a statement, and see to it that its parameters stand in the order in which tuples will be made."""
     compiled = statement.compile(dialect=dialect)
-    found = tuple(compiled.positiontup)  # type: ignore[attr-defined]  # only a SQL compiler has it, and this is one
+    assert isinstance(compiled, SQLCompiler)  # noqa: S101  what else should SQL be compiled by
+    found = tuple(compiled.positiontup or ())
     if found != order:
         message = f"parameters stand as {found}, not as {order}, in: {compiled}"
         raise RuntimeError(message)
@@ -69,13 +72,23 @@ def text_of(at: datetime | None) -> str | None:
 
 
 def time_of(text: str | None) -> datetime | None:
-    """Read a stored time."""
-    return None if text is None else datetime.fromisoformat(text)
+    """Read a stored time; None for one that can't be read, since one bad row must not stop a sweep or a list."""
+    try:
+        return None if text is None else datetime.fromisoformat(text)
+    except (ValueError, TypeError):
+        return None
 
 
 def to_json(value: Json | Sequence[object]) -> str:
-    """Write JSON as it is stored: no spaces, letters as they are unless UTF-8 can't say them."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    """Write JSON as it is stored: no spaces, letters as they are unless UTF-8 can't say them.
+
+    Raises:
+        SerializationError: JSON can't say it; SQLite's own functions would not read NaN either.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SerializationError("a value", f"JSON can't say it ({error})") from None
     return text if text.isprintable() or _is_utf8(text) else json.dumps(value, separators=(",", ":"))
 
 
@@ -87,17 +100,38 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
+PROGRESS_DATA: Final = ("completed", "total", "unit", "phase", "message", "data")
+"""What `progress_data` holds, in the order of `Progress`."""
+
+
 def progress_row(progress: Progress | None) -> Row:
-    """Fill in `_PROGRESS`: progress is kept as it is where there is none to store."""
+    """Fill in `_PROGRESS`: progress is kept as it is where there is none to store.
+
+    What can't be stored is left out: progress is for people, and must not cost a job its checkpoint or its result.
+    """
     if progress is None:
         return (None, None, None)
-    rest = {
-        name: value
-        for name in ("completed", "total", "unit", "phase", "message", "data")
-        if (value := getattr(progress, name)) is not None
-    }
-    text = to_json(rest)
-    return (text, progress.fraction, text)
+    rest = {name: value for name in PROGRESS_DATA if (value := getattr(progress, name)) is not None}
+    try:
+        text = to_json(rest)
+    except SerializationError:
+        text = to_json({name: value for name, value in rest.items() if _can_be_said(value)})
+    return (text, _fraction(progress.fraction), text)
+
+
+def _can_be_said(value: Json) -> bool:
+    try:
+        to_json(value)
+    except SerializationError:
+        return False
+    return True
+
+
+def _fraction(fraction: float | None) -> float | None:
+    try:
+        return None if fraction is None else float(fraction)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 # ── changes of a job ──
@@ -133,15 +167,21 @@ _FINISHED: Final = ("output", "output_data", "error", "error_message")
 _SAVED: Final = ("crash_count", "checkpoint_seq", "state_seq", "last_checkpoint_at", "state")
 
 
-def _update(*names: str, **computed: ColumnElement[Any]) -> Update:
-    """Change one job that is still what it was when the change was decided."""
+def _guard() -> list[ColumnElement[bool]]:
+    """One job that is still what it was when the change was decided."""
     found = zip((jobs.c.id, jobs.c.attempt, jobs.c.status, jobs.c.event_seq), GUARD, strict=True)
-    values = [*((jobs.c[name], bindparam(name)) for name in names), *((jobs.c[name], computed[name]) for name in computed)]
-    return jobs.update().where(*(column == bindparam(name) for column, name in found)).ordered_values(*values)
+    return [column == bindparam(name) for column, name in found]
+
+
+def _update(*names: str, **computed: ColumnElement[Any]) -> Update:
+    """Change the job that the guard names."""
+    given: dict[str, ColumnElement[Any]] = {name: bindparam(name) for name in names}
+    values = ((jobs.c[name], value) for name, value in (given | computed).items())
+    return jobs.update().where(*_guard()).ordered_values(*values)
 
 
 def _progress() -> dict[str, ColumnElement[Any]]:
-    given = bindparam("progress_data")
+    given: ColumnElement[Any] = bindparam("progress_data")
     return {
         "progress": case((given.is_(None), jobs.c.progress), else_=bindparam("progress")),
         "progress_data": func.coalesce(given, jobs.c.progress_data),
@@ -161,8 +201,8 @@ def standing_of(row: Sequence[Any]) -> Standing:
     (job_id, status, attempt, wanted, reason, resumable, priority, blockers, due_at, retries, crashes, event_seq, life,
      since, run_s, checkpoint_seq) = row  # fmt: skip
     return Standing(
-        job_id, JobStatus(status), attempt, wanted, reason, bool(resumable), priority, blockers, time_of(due_at), retries,
-        crashes, event_seq, life, time_of(since), run_s, checkpoint_seq,
+        job_id, JobStatus(status), attempt, wanted, reason, bool(resumable), priority, blockers, time_of(due_at),
+        retries, crashes, event_seq, life, time_of(since), run_s, checkpoint_seq,
     )  # fmt: skip
 
 
@@ -189,6 +229,12 @@ def event_row(transition: Transition, now_text: str, message: str | None = None,
     return (after.id, after.event_seq, transition.event, after.status.value, message, data, now_text)
 
 
+def runnable(known: Sequence[tuple[Any, Any]]) -> ColumnElement[bool]:
+    """Whether a job's name is among those known, and its version no newer; pairs of name and newest version."""
+    # CASE is a flat list. A chain of ORs would be a tree as deep as it is long, and SQLite stops at a depth of 1,000.
+    return jobs.c.version <= case(*known, value=jobs.c.name) if known else false()
+
+
 class Statements:
     """All statements of the write path, compiled for one dialect."""
 
@@ -196,7 +242,7 @@ class Statements:
         self._dialect = dialect
         self._claims: dict[int, Statement] = {}
 
-        def ready(statement: Executable, *order: str) -> Statement:
+        def ready(statement: ClauseElement, *order: str) -> Statement:
             return prepare(statement, dialect.compiler, *order)
 
         def insert(table: Table, *names: str) -> Statement:
@@ -216,6 +262,8 @@ class Statements:
         self.move = ready(_update(*_MOVED), *_MOVED, *GUARD)
         self.finish = ready(_update(*_MOVED, *_FINISHED, **_progress()), *_MOVED, *_FINISHED, *_PROGRESS, *GUARD)
         self.save = ready(_update(*_SAVED, **_progress()), *_SAVED, *_PROGRESS, *GUARD)
+        self.stop = ready(_update(*_MOVED, **_progress()), *_MOVED, *_PROGRESS, *GUARD)
+        self.delete = ready(jobs.delete().where(*_guard()), *GUARD)
         self.report = ready(_update(**_progress()), *_PROGRESS, *GUARD)
         kept = dialect.upsert(job_checkpoints, "job_id", "slot", "seq", "state", "at", replace=True)
         self.keep = ready(kept, "job_id", "slot", "seq", "state", "at")
@@ -233,12 +281,13 @@ class Statements:
         """Find the best claimable jobs of one queue among `known` pairs of name and newest version."""
         if known not in self._claims:
             pairs = [(f"name_{i}", f"version_{i}") for i in range(known)]
-            runnable = or_(
-                false(), *(and_(jobs.c.name == bindparam(n), jobs.c.version <= bindparam(v)) for n, v in pairs)
-            )
             found = (
-                select(*STANDING, *_CLAIMED, jobs.c.rank)
-                .where(jobs.c.queue == bindparam("queue"), jobs.c.rank.is_not(None), runnable)
+                select(*STANDING, *_CLAIMED, jobs.c.rank, jobs.c.num)
+                .where(
+                    jobs.c.queue == bindparam("queue"),
+                    jobs.c.rank.is_not(None),
+                    runnable([(bindparam(name), bindparam(version)) for name, version in pairs]),
+                )
                 .order_by(jobs.c.rank, jobs.c.num)
                 .limit(bindparam("room"))
                 .offset(bindparam("offset"))

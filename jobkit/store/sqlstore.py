@@ -8,22 +8,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from jobkit.points import reach
-from jobkit.errors import StoreUnavailable
+from jobkit.errors import InvalidSettings, SerializationError, StoreUnavailable
 from jobkit.interfaces import Change, Claim, Insert, Register, Renew, Retire
 from jobkit.lifecycle import Trigger
-from jobkit.store.dialects import Sqlite
+from jobkit.points import reach
+from jobkit.store.dialects import BUSY_S, Sqlite
 from jobkit.store.queries import Queries
 from jobkit.store.sql import Statements
-from jobkit.store.upgrade import prepare_schema
+from jobkit.store.upgrade import check_schema, prepare_schema
 from jobkit.store.writes import CULPRIT, Batch, Mismatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
     from pathlib import Path
-
-    from sqlalchemy import Connection
 
     from jobkit.interfaces import Hold, Life, Write
     from jobkit.store.dialects import Database
@@ -48,9 +46,11 @@ class SqlStore(Queries):
         durability: `"full"` survives power loss, `"normal"` a crash of the process.
         allow_network_fs: Whether SQLite may be used on a network file system.
         now: Tells the time to use, or None for the database's own; for simulated time.
+        busy_s: How long a write waits for others who write, in seconds, before it is an error.
 
     Raises:
         StoreUnavailable: The URL names no database that jobkit knows.
+        InvalidSettings: A value that can't be meant.
     """
 
     def __init__(
@@ -61,10 +61,18 @@ class SqlStore(Queries):
         durability: str = "full",
         allow_network_fs: bool = False,
         now: Callable[[], datetime | None] = lambda: None,
+        busy_s: float = BUSY_S,
     ) -> None:
-        if not url.startswith("sqlite"):
-            raise StoreUnavailable(f"{url.split(':', 1)[0]!r} is no database that this release can use", "give a sqlite:/// URL")
-        self._database: Database = Sqlite(url, now=now, durability=durability, network_ok=allow_network_fs)
+        kind = url.partition(":")[0]
+        if kind.partition("+")[0] != "sqlite":
+            raise StoreUnavailable(f"{kind!r} is no database that this release can use", "give a sqlite:/// URL")
+        if durability not in {"full", "normal"}:  # SQLite would take any word, and be less careful
+            raise InvalidSettings({"durability": 'give "full" or "normal"'})
+        if keep_checkpoints < 0:
+            raise InvalidSettings({"keep_checkpoints": "give 0 or more"})
+        self._database: Database = Sqlite(
+            url, now=now, durability=durability, network_ok=allow_network_fs, busy_s=busy_s
+        )
         self._keep = keep_checkpoints
         self._statements = Statements(self._database)
         self._queues: set[str] = set()
@@ -87,8 +95,11 @@ class SqlStore(Queries):
             SchemaMismatch: A newer release wrote it.
         """
         self._database.open()
+        self._queues.clear()  # in memory, it is another database now
         try:
-            with self._database.writing() as connection:
+            with self._database.reading() as connection:
+                check_schema(connection)  # before anything is changed, even the mode of somebody else's file
+            with self._database.preparing() as connection:
                 prepare_schema(connection)
                 reach("schema.before_commit")
         except BaseException:
@@ -115,7 +126,7 @@ class SqlStore(Queries):
         points = {_point(write) for write in batch}
         try:
             answers = self._apply(batch, points, Batch.together)
-        except (Mismatch, *CULPRIT):
+        except (Mismatch, SerializationError, *CULPRIT):
             answers = self._apply(batch, points, Batch.singly)
         for point in points:
             reach(f"{point}.after_commit")
@@ -124,7 +135,9 @@ class SqlStore(Queries):
                 self._database.forget(write.life)
         return answers
 
-    def _apply(self, batch: Sequence[Write], points: set[str], how: Callable[[Batch, Sequence[Write]], list[Any]]) -> list[Any]:
+    def _apply(
+        self, batch: Sequence[Write], points: set[str], how: Callable[[Batch, Sequence[Write]], list[Any]]
+    ) -> list[Any]:
         with self._database.writing() as connection:
             work = Batch(connection, self._database.now(connection), self._statements, self._queues, self._keep)
             answers = how(work, batch)

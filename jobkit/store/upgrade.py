@@ -11,13 +11,41 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import inspect, select
 
-from jobkit.errors import SchemaMismatch
-from jobkit.store.schema import HEAD, VERSION_TABLE, jobkit_version, jobs, metadata
+from jobkit.errors import SchemaMismatch, StoreUnavailable
+from jobkit.store.schema import HEAD, VERSION_TABLE, jobkit_version, metadata
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
+
+
+def check_schema(connection: Connection, head: str = HEAD) -> str | None:
+    """Find out which schema a database has, and whether this release can use it; changes nothing.
+
+    Args:
+        connection: Any connection.
+        head: The newest revision that this release knows.
+
+    Returns:
+        Its revision; None if there is none yet.
+
+    Raises:
+        SchemaMismatch: A newer release wrote it.
+        StoreUnavailable: Some of its tables have the names of jobkit's, and are somebody else's.
+    """
+    tables = set(inspect(connection).get_table_names())
+    if VERSION_TABLE not in tables:
+        if foreign := sorted(tables & metadata.tables.keys()):
+            raise StoreUnavailable(
+                f"the database has tables that jobkit needs and did not make: {', '.join(foreign)}",
+                "give jobkit a database of its own, or rename them",
+            )
+        return None
+    found = "+".join(connection.execute(select(jobkit_version.c.version_num)).scalars()) or "none"
+    if found != head and not (found.isdecimal() and int(found) < int(head)):
+        raise SchemaMismatch(found, head)
+    return found
 
 
 def prepare_schema(connection: Connection, migrations: Path = MIGRATIONS, head: str = HEAD) -> None:
@@ -29,21 +57,15 @@ def prepare_schema(connection: Connection, migrations: Path = MIGRATIONS, head: 
         head: The revision to reach.
 
     Raises:
-        SchemaMismatch: A newer release wrote it, or the tables are somebody else's.
+        SchemaMismatch: A newer release wrote it.
+        StoreUnavailable: Some of its tables have the names of jobkit's, and are somebody else's.
     """
-    tables = set(inspect(connection).get_table_names())
-    if VERSION_TABLE not in tables:
-        if jobs.name in tables:
-            raise SchemaMismatch("a table named jobs that jobkit did not make", head)
+    found = check_schema(connection, head)
+    if found is None:
         metadata.create_all(connection)
         connection.execute(jobkit_version.insert().values(version_num=head))
-        return
-    found = connection.execute(select(jobkit_version.c.version_num)).scalar_one_or_none() or "none"
-    if found == head:
-        return
-    if not found.isdigit() or int(found) > int(head):
-        raise SchemaMismatch(found, head)
-    _upgrade(connection, migrations, head)
+    elif found != head:
+        _upgrade(connection, migrations, head)
 
 
 def _upgrade(connection: Connection, migrations: Path, head: str) -> None:

@@ -1,9 +1,9 @@
 """One batch of writes, inside one transaction.
 
-Fast first, fair second. `together` runs each kind of statement once for the whole batch and trusts what the writers know
-of their jobs; each statement's guard makes sure of it, and one row count tells whether all were right. If not, the batch
-is rolled back and `singly` does the writes one after another, each in a savepoint, deciding anew on what the database
-says: so only the culprit hears of it, and nobody else's work is undone.
+Fast first, fair second. `together` runs each kind of statement once for the whole batch and trusts what the writers
+know of their jobs; each statement's guard makes sure of it, and one row count tells whether all were right. If not, the
+batch is rolled back and `singly` does the writes one after another, each in a savepoint, deciding anew on what the
+database says: so only the culprit hears of it, and nobody else's work is undone.
 
 Invariant: an event is numbered and stored in the transaction of the change that it tells of.
 """
@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, ProgrammingError
 
-from jobkit.codec import canonical
+from jobkit.canonical import canonical
 from jobkit.errors import JobkitError, JobNotFound, KeyConflict, LeaseLost, SerializationError
+from jobkit.filters import label_text
 from jobkit.interfaces import Change, Claim, Claimed, Insert, Register, Renew, Retire, Stored
 from jobkit.lifecycle import Cause, Transition, Trigger, advance
-from jobkit.model import JobStatus, label_text
+from jobkit.model import Failure, JobStatus
 from jobkit.store.sql import (
     event_row,
     guard_row,
@@ -47,7 +48,7 @@ CULPRIT: Final = (IntegrityError, DataError, InterfaceError, ProgrammingError, U
 """What a value that the database can't take raises; any other error is the database's own trouble."""
 
 
-class Mismatch(Exception):  # noqa: N818  a signal within this module, not an error for callers
+class Mismatch(Exception):  # a signal within this module, not an error for callers
     """A row was not what its writer took it for."""
 
 
@@ -61,7 +62,9 @@ class Planned(NamedTuple):
 class Batch:
     """One transaction at work."""
 
-    def __init__(self, connection: Connection, now: datetime, statements: Statements, known_queues: set[str], keep: int):
+    def __init__(
+        self, connection: Connection, now: datetime, statements: Statements, known_queues: set[str], keep: int
+    ) -> None:
         """Begin with an open transaction.
 
         Args:
@@ -83,7 +86,8 @@ class Batch:
         """Apply all writes, each kind at once.
 
         Raises:
-            Mismatch: Some row was not as expected; the transaction must be rolled back.
+            Mismatch: Some row was not as expected; the transaction must be rolled back. The same goes for a value that
+                can't be stored, whatever it raises.
         """
         answers: list[Any] = [None] * len(writes)
         plans: dict[Statement, list[Row]] = defaultdict(list)
@@ -107,23 +111,32 @@ class Batch:
         self._run(plans)
         if events:
             self._tell(events)
-        for index in sorted(late, key=lambda at: isinstance(writes[at], Claim)):  # a claim finds what came in beside it
-            answers[index] = self._alone(writes[index])
+        self._one_by_one(writes, late, answers)
         return answers
 
     def singly(self, writes: Sequence[Write]) -> list[Any]:
         """Apply the writes one after another, each against what the database says."""
-        return [self._alone(write) for write in writes]
+        answers: list[Any] = [None] * len(writes)
+        self._one_by_one(writes, range(len(writes)), answers)
+        return answers
+
+    def _one_by_one(self, writes: Sequence[Write], which: Sequence[int], answers: list[Any]) -> None:
+        # claims last: they find what came in beside them
+        for index in sorted(which, key=lambda at: isinstance(writes[at], Claim)):
+            answers[index] = self._alone(writes[index])
 
     def _alone(self, write: Write) -> Any:
+        queues = set(self.new_queues)
         try:
             with self._connection.begin_nested():
                 return self._do(write)
         except JobkitError as error:
-            return error
+            answer = error
         except CULPRIT as error:
             cause = error.orig if isinstance(error, DBAPIError) else error
-            return SerializationError("the job", f"the database refuses one of its values ({cause})")
+            answer = SerializationError("the job", f"the database refuses one of its values ({cause})")
+        self.new_queues = queues  # what it had added is rolled back with it
+        return answer
 
     def _do(self, write: Write) -> Any:
         match write:
@@ -185,12 +198,16 @@ class Batch:
             yield Planned(self._sql.save, (*saved, *progress, *guard))
             if self._keep:
                 yield Planned(self._sql.keep, (before.id, seq % self._keep, seq, state, self._now_text))
-        elif after is not before:
+        elif trigger is Trigger.DELETE:
+            yield Planned(self._sql.delete, guard)
+        elif after is not before and after != before:  # a queued job keeps its place unless it has to move
             moved = moved_row(after, self._now, self._now_text)
-            if change.output is None and change.failure is None and change.progress is None:
-                yield Planned(self._sql.move, (*moved, *guard))
-            else:
+            if change.output is not None or change.failure is not None:
                 yield Planned(self._sql.finish, (*moved, *_finished(change, after.status), *progress, *guard))
+            elif change.progress is not None:
+                yield Planned(self._sql.stop, (*moved, *progress, *guard))
+            else:
+                yield Planned(self._sql.move, (*moved, *guard))
 
     def _events(self, transition: Transition, change: Change) -> Iterator[Row]:
         if transition.event is not None:
@@ -201,7 +218,8 @@ class Batch:
     # ── inserts ──
 
     def _plan_inserts(self, new: Sequence[NewJob], plans: dict[Statement, list[Row]], events: list[Row]) -> None:
-        rows, labels = plans[self._sql.insert], []
+        rows = plans[self._sql.insert]
+        labels: list[Row] = []
         for job in new:
             rows.append(inserted_row(job, self._now, self._now_text))
             events.append((job.id, 1, "created", "queued", job.label, None, self._now_text))
@@ -247,13 +265,19 @@ class Batch:
             raise LeaseLost(claim.life, 0)
         cause = Cause(Trigger.CLAIM, life=claim.life)
         claimed, started, events = [], [], []
-        for *standing, name, version, params_data, state, metadata, _rank in self._candidates(claim):
-            transition = advance(standing_of(standing), cause, self._now)
+        for row in self._candidates(claim):
+            *standing, name, version, params_data, state, metadata, _rank, _num = row
+            job = standing_of(standing)
+            try:
+                facts = json.loads(metadata) if metadata != "{}" else {}
+            except (ValueError, TypeError, RecursionError) as error:
+                self._hold(job, Failure("StateCorrupt", f"its stored metadata is damaged: {error}"))
+                continue
+            transition = advance(job, cause, self._now)
             after = transition.after
             moved = moved_row(after, self._now, self._now_text)
-            started.append((*moved, claim.node, self._now_text, *guard_row(transition.before)))
+            started.append((*moved, claim.node, self._now_text, *guard_row(job)))
             events.append(event_row(transition, self._now_text))
-            facts = json.loads(metadata) if metadata != "{}" else {}
             claimed.append(Claimed(transition, name, version, params_data, state, facts))
         if started:
             if self._sql.start.many(self._connection, started) != len(started):
@@ -262,17 +286,23 @@ class Batch:
             self.rows += len(started)
         return claimed
 
+    def _hold(self, job: Standing, failure: Failure) -> None:
+        """Put a damaged job aside, so that it does not stand in the way of others."""
+        self._change(Change(job.id, Cause(Trigger.UNLOADABLE, reason="corrupt_state"), job, failure=failure))
+
     def _candidates(self, claim: Claim) -> list[Any]:
         """The best claimable jobs of the queues served: one limited index read for each queue."""
+        if claim.room <= 0 or not claim.versions:
+            return []
         statement = self._sql.claim(len(claim.versions))
         known = tuple(part for pair in claim.versions.items() for part in pair)
         found: list[Any] = []
-        queues = [name for name, paused in self._sql.queues.one(self._connection, ()) if not paused]
+        queues = [row[0] for row in self._sql.queues.one(self._connection, ()) if not row[1]]
         for queue in queues:
             if claim.queues is None or queue in claim.queues:
-                found.extend(statement.one(self._connection, (queue, *known, claim.room, 0)))
+                found.extend(statement.one(self._connection, (queue, *known, claim.room, 0)).all())
         if len(queues) > 1:
-            found.sort(key=lambda row: row[-1])
+            found.sort(key=lambda row: (row[-2], row[-1]))
         return found[: claim.room]
 
     # ── running what was planned ──
@@ -297,8 +327,8 @@ def _finished(change: Change, status: JobStatus) -> Row:
     return (
         None if output_data is None else to_json(shown),
         output_data,
-        None if failure is None else to_json({"type": failure.type, "message": failure.message, "traceback": failure.traceback}),
+        None
+        if failure is None
+        else to_json({"type": failure.type, "message": failure.message, "traceback": failure.traceback}),
         None if failure is None else f"{failure.type}: {failure.message}",
     )
-
-

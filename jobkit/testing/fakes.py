@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from jobkit.runtime.clock import SystemThreads
 from jobkit.runtime.loops import Loop
@@ -56,6 +57,9 @@ class FakeClock:
 
     async def wait(self, signal: Signal, seconds: float) -> bool:
         """Wait until a signal is set or the time is over."""
+        if seconds <= 0:
+            await checkpoint()
+            return signal.is_set()
         due = anyio.Event()
         with self._lock:
             sleeper = (self._passed + seconds, Loop(), due)

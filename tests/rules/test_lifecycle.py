@@ -16,7 +16,7 @@ from random import Random
 from typing import Any, Final, NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from jobkit.errors import IllegalTransition, LeaseLost
@@ -514,6 +514,13 @@ def test_noted_dependency_is_found_again():
         assert advance(waits, Cause(Trigger.DEPENDENCY_FAILED), NOW).after.reason == "dependency_failed"
 
 
+def test_a_resume_overtakes_the_stop():
+    """G8: a job that is resumed while its handler already stops for the pause goes on: this life still works."""
+    job = advance(running(), Cause(Trigger.PAUSE), NOW).after
+    job = advance(job, Cause(Trigger.RESUME), NOW).after
+    assert advance(job, Cause(Trigger.STOPPED, others=True), NOW).after.status is JobStatus.QUEUED
+
+
 def test_strikes_are_counted_whatever_was_wanted():
     """G9: a pause asked for between two deaths does not hide a strike, and a reboot after it adds none."""
     job = running(wanted="pause", crash_count=2)
@@ -593,6 +600,10 @@ STEPS: Final = st.lists(
 )
 
 
+WALKS: Final = settings(deadline=None, phases=[phase for phase in Phase if phase is not Phase.explain])
+"""A failing walk is shrunk, which takes seconds, but not explained, which takes minutes."""
+
+
 @st.composite
 def fresh_jobs(draw: st.DrawFn) -> Standing:
     """Draw a job as dispatch leaves it: its first event is stored, nobody has held it."""
@@ -642,7 +653,7 @@ def hold_invariants(walked: Iterator[Transition]) -> Iterator[Transition]:
         yield Transition(before, cause, after, event)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(WALKS, max_examples=200)
 @given(fresh_jobs(), STEPS)
 def test_invariants_hold_on_any_walk(job: Standing, steps: list[Step]):
     """G2, G4, G7, G11: whatever happens to a job, in whatever order, and however the clock jumps.
@@ -693,7 +704,7 @@ def random_step(random: Random) -> Step:
     return Step(random.random() < 0.2, random.randrange(1000), cause, random.uniform(-600, 1800))
 
 
-@settings(deadline=None)
+@WALKS
 @given(fresh_jobs(), STEPS)
 def test_a_job_that_is_not_resumable_runs_once(job: Standing, steps: list[Step]):
     """G8: no death, shutdown or pause ever leads to a second attempt of a job that is not resumable.
@@ -710,7 +721,7 @@ def test_a_job_that_is_not_resumable_runs_once(job: Standing, steps: list[Step])
             entered = False
 
 
-@settings(deadline=None)
+@WALKS
 @given(fresh_jobs(), STEPS)
 def test_stored_events_tell_the_whole_story(job: Standing, steps: list[Step]):
     """G11: who reads the stored events alone, in their order, knows every status that the job went through."""

@@ -14,20 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobkit.errors import InvalidFilter, InvalidJobId
+from jobkit.filters import FilterFields, JobFilter, label_text
 from jobkit.model import (
     EVENT_TYPES,
     TERMINAL,
     Event,
     Failure,
-    FilterFields,
-    JobFilter,
     JobRecord,
     JobStats,
     JobStatus,
     Page,
     Priority,
     Progress,
-    label_text,
 )
 
 NOW: Final = datetime(2026, 3, 1, 12, tzinfo=UTC)

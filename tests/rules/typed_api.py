@@ -1,7 +1,6 @@
 """What type checkers must see of a job. Not run: `test_definition.py` gives it to mypy; every ignore must be needed.
 
-`unused-ignore` beside another code marks what pydantic's own mypy plugin lets through, for it replaces the constructor
-that `state()` describes by one of all fields; the test takes these words out and uses no plugin.
+Without pydantic's mypy plugin, which would put a constructor of all fields in the place of the one without state.
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ from typing import Any, Generic, TypeVar, assert_type
 from pydantic import BaseModel, Field, PrivateAttr
 
 from jobkit.context import BlockingJobContext, JobContext
-from jobkit.definition import Job, JobType, state
+from jobkit.definition import Job, state
 from jobkit.errors import InvalidSettings
+from jobkit.jobtype import JobType
 from jobkit.model import Failure, Priority
 from jobkit.registration import Registry, discover, job, registry
 from jobkit.settings import Settings
@@ -134,8 +134,8 @@ async def use() -> None:
 
 async def misuse() -> None:
     """Each line is an error that a checker is to find."""
-    FileCopy(sources=[], destination=Path(), done=3)  # type: ignore[call-arg, unused-ignore]
-    Count(upto=1, reached=3)  # type: ignore[call-arg, unused-ignore]
+    FileCopy(sources=[], destination=Path(), done=3)  # type: ignore[call-arg]
+    Count(upto=1, reached=3)  # type: ignore[call-arg]
     FileCopy(sources=[])  # type: ignore[call-arg]
     FileCopy(sources=[], destination=Path(), destinaton=Path())  # type: ignore[call-arg]
     FileCopy(sources=[], destination=3)  # type: ignore[arg-type]

@@ -1,0 +1,231 @@
+"""What the crash tests share: children that can be killed, and the place where they work."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jobkit
+from tests.crash.judge import History, judge, lines, read
+
+if TYPE_CHECKING:
+    from tests.crash.plans import Order, Plan
+
+PROGRAM = Path(__file__).with_name("children.py")
+
+DEADLINE_S = 60.0
+"""After how long a child counts as stuck; none takes nearly as long."""
+
+PIPE_BYTES = 4096
+"""The smallest pipe that Linux makes: with `PACE` bytes a line, a child can be eight lines ahead of who reads them."""
+
+PACE = 512
+
+SET_PIPE_SIZE = 1031
+"""F_SETPIPE_SZ, of Linux only."""
+
+LONG = os.environ.get("JOBKIT_LONG") == "1"
+"""Whether this is the long programme."""
+
+
+def environment() -> dict[str, str]:
+    """The children's environment: this jobkit, and no settings from outside."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("JOBKIT_")}
+    return kept | {"PYTHONPATH": str(Path(jobkit.__file__).parents[1])}
+
+
+class Nursery:
+    """Where children come from; see `children.py`."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "error", str(PROGRAM)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+
+    def ask(self, **question: object) -> Any:
+        """Ask a question and wait for its answer."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, "the nursery has died"
+        return json.loads(answer)
+
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait(DEADLINE_S)
+
+
+class Child:
+    """A process that carries out a plan."""
+
+    def __init__(self, arena: Arena, plan: Plan) -> None:
+        self._arena, self.plan = arena, plan
+        self.pid: int = arena.nursery.ask(plan=plan)["pid"]
+        self.status: int | None = None
+
+    def wait(self) -> int:
+        """Wait for its end; answer its exit code, or minus the number of the signal that ended it."""
+        if self.status is None:
+            self.status = self._arena.nursery.ask(wait=self.pid, within_s=DEADLINE_S)["status"]
+        assert self.status is not None, f"process {self.pid} is stuck: {self.plan}\n{self._arena.said()}"
+        return self.status
+
+    def kill(self) -> None:
+        """Kill it, and see it dead."""
+        os.kill(self.pid, signal.SIGKILL)
+        assert self.wait() == -signal.SIGKILL, self._arena.said()
+
+    def tell(self) -> None:
+        """Tell it to stop in good order, and see that it does."""
+        os.kill(self.pid, signal.SIGTERM)
+        assert self.wait() == 0, self._arena.said()
+
+
+class Arena:
+    """A folder with a database and logs, and the children that work there."""
+
+    def __init__(self, folder: Path, nursery: Nursery) -> None:
+        self.folder, self.nursery = folder, nursery
+        self.children: list[Child] = []
+        self._pipe: int | None = None
+        self._weight = 1
+
+    # ── children ──
+
+    def start(self, plan: Plan) -> Child:
+        """Start a child."""
+        if self._pipe is not None:
+            plan = {**plan, "pipe": str(self.folder / "pipe"), "weight": self._weight}
+        child = Child(self, {**plan, "folder": str(self.folder)})
+        self.children.append(child)
+        return child
+
+    def run(self, plan: Plan) -> None:
+        """Have a plan carried out to its end."""
+        status = self.start(plan).wait()
+        assert status == 0, f"exit code {status}: {plan}\n{self.said()}"
+
+    def die(self, plan: Plan) -> None:
+        """Have a plan carried out by a child that is killed by it."""
+        status = self.start(plan).wait()
+        assert status == -signal.SIGKILL, f"exit code {status}, not killed: {plan}\n{self.said()}"
+
+    def said(self) -> str:
+        """What children wrote to their output."""
+        path = self.folder / "said.log"
+        return path.read_text(errors="replace")[-8000:] if path.exists() else ""
+
+    def close(self) -> None:
+        """See that no child outlives its test."""
+        for child in self.children:
+            if child.status is None:
+                os.kill(child.pid, signal.SIGKILL)
+                child.wait()
+        if self._pipe is not None:
+            os.close(self._pipe)
+
+    # ── waiting for lines ──
+
+    def listen(self, weight: int = 1) -> None:
+        """Hear of each line that children write from now on.
+
+        Args:
+            weight: 1 leaves them alone; `PACE` has them wait until lines are heard.
+        """
+        path = self.folder / "pipe"
+        os.mkfifo(path)
+        self._pipe, self._weight = os.open(path, os.O_RDWR | os.O_NONBLOCK), weight
+        if weight > 1 and sys.platform == "linux":
+            import fcntl
+
+            fcntl.fcntl(self._pipe, SET_PIPE_SIZE, PIPE_BYTES)
+
+    def hear(self, count: int) -> None:
+        """Wait for so many more lines."""
+        assert self._pipe is not None
+        missing, until = count * self._weight, time.monotonic() + DEADLINE_S
+        while missing > 0:
+            left = until - time.monotonic()
+            assert left > 0, f"{missing // self._weight} of {count} lines were not written in time\n{self.said()}"
+            if select.select([self._pipe], [], [], left)[0]:
+                missing -= len(os.read(self._pipe, missing))
+
+    def deafen(self) -> None:
+        """Listen no more: children write on without waiting for anybody."""
+        assert self._pipe is not None
+        os.close(self._pipe)
+        self._pipe = None
+
+    def forget(self) -> None:
+        """Skip what was written and not heard of."""
+        assert self._pipe is not None
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._pipe, 65536):
+                pass
+
+    # ── judging ──
+
+    def history(self) -> History:
+        """What happened until now, read from a copy, so that what a crash has left stays as it is."""
+        copy = self.folder / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        copy.mkdir()
+        for name in ("jobs.db", "jobs.db-wal"):
+            if (self.folder / name).exists():
+                shutil.copyfile(self.folder / name, copy / name)
+        return read(self.folder, copy / "jobs.db")
+
+    def judge(self, *, at_rest: bool = True, overlap: bool = False) -> list[str]:
+        """Judge what happened until now."""
+        return judge(self.history(), at_rest=at_rest, overlap=overlap)
+
+    def effects(self) -> list[dict[str, Any]]:
+        """What handlers did until now."""
+        return lines(self.folder / "effects.log")
+
+    def client(self) -> list[dict[str, Any]]:
+        """What dispatchers tried and were told until now."""
+        return lines(self.folder / "client.log")
+
+    def in_doubt(self) -> list[Order]:
+        """The orders with a key that were never acknowledged: to be repeated."""
+        told = {line["nonce"] for line in self.client() if line["what"] == "dispatched"}
+        tried = {
+            line["nonce"]: line["order"]
+            for line in self.client()
+            if line["what"] == "intent" and line["key"] is not None
+        }
+        return [order for nonce, order in tried.items() if nonce not in told]
+
+    def unacknowledged(self, orders: list[Order]) -> list[Order]:
+        """Those orders that were never acknowledged, tried or not."""
+        told = {line["nonce"] for line in self.client() if line["what"] == "dispatched"}
+        return [order for order in orders if order["nonce"] not in told]
+
+
+def chance() -> tuple[int, random.Random]:
+    """A source of chance and its seed, which is printed; `JOBKIT_SEED` gives it."""
+    given = os.environ.get("JOBKIT_SEED")
+    seed = int(given) if given else random.SystemRandom().randrange(2**32)
+    sys.stdout.write(f"JOBKIT_SEED={seed}\n")
+    return seed, random.Random(seed)

@@ -1,0 +1,299 @@
+"""The judge: says which promises a history breaks.
+
+A history is what the processes wrote outside the database (what their handlers did, what they were told) and what the
+database says in the end. The judge knows nothing of how jobkit works: it holds the one against the other.
+
+Each predicate yields a sentence for each breach, with the number of the promise; `judge` gathers them, and a history
+that broke nothing gives an empty list. Some hold at any moment, also right after a death; those of `AT_REST` hold once
+all work is done and every process has ended.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Line = dict[str, Any]
+
+TERMINAL = {"completed", "failed", "cancelled", "timed_out", "lost"}
+
+
+class History(NamedTuple):
+    """What happened.
+
+    Attributes:
+        effects: What handlers did, and which ends observers heard of, in the order in which it happened.
+        client: What dispatchers tried and were told.
+        jobs: The stored jobs, by id.
+        events: The stored events, by job, in the order in which they were committed.
+        lives: The stored lives.
+        damage: What the database says of its own integrity.
+    """
+
+    effects: list[Line]
+    client: list[Line]
+    jobs: dict[str, Line]
+    events: dict[str, list[Line]]
+    lives: list[Line]
+    damage: list[str]
+
+
+def read(folder: Path, database: Path | None = None) -> History:
+    """Read a history.
+
+    Args:
+        folder: Where the logs are.
+        database: A database at rest, or a copy of it: reading one may tidy up what a crash has left; by default the one
+            in the folder.
+    """
+    with closing(sqlite3.connect(database or folder / "jobs.db")) as connection:
+        connection.row_factory = sqlite3.Row
+        has_tables = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'jobs'").fetchone()
+
+        def rows(query: str) -> list[Line]:
+            return [dict(row) for row in connection.execute(query)] if has_tables else []
+
+        events: dict[str, list[Line]] = defaultdict(list)
+        for event in rows("SELECT job_id, seq, type, status FROM job_events ORDER BY pos"):
+            events[event["job_id"]].append(event)
+        damage = [row[0] for row in connection.execute("PRAGMA integrity_check") if row[0] != "ok"]
+        damage += [f"{tuple(row)} refers to nothing" for row in connection.execute("PRAGMA foreign_key_check")]
+        return History(
+            effects=lines(folder / "effects.log"),
+            client=lines(folder / "client.log"),
+            jobs={row["id"]: row for row in rows("SELECT * FROM jobs ORDER BY num")},
+            events=events,
+            lives=rows("SELECT * FROM lives"),
+            damage=damage,
+        )
+
+
+def lines(path: Path) -> list[Line]:
+    """Read a log; one that was never begun is empty."""
+    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
+def judge(history: History, *, at_rest: bool = True, overlap: bool = False) -> list[str]:
+    """Say what the history breaks.
+
+    Args:
+        history: What happened.
+        at_rest: Whether all work is done and every process has ended, as after a last run without a fault.
+        overlap: Whether two attempts of one job may run side by side for a while, as where a process was stopped and
+            not killed: then only what they commit is judged.
+
+    Returns:
+        A sentence for each breach; empty if all promises were kept.
+    """
+    found = [breach for predicate in ALWAYS for breach in predicate(history)]
+    found += checkpoints_kept(history, overlap=overlap)
+    if at_rest:
+        found += [breach for predicate in AT_REST for breach in predicate(history)]
+    return found
+
+
+# ── at any moment ──
+
+
+def dispatches_kept(history: History) -> Iterator[str]:
+    """G1: what was acknowledged is stored, and nothing is stored that nobody dispatched."""
+    intents = Counter(line["nonce"] for line in history.client if line["what"] == "intent")
+    stored = Counter(json.loads(row["params"])["nonce"] for row in history.jobs.values())
+    for line in history.client:
+        if line["what"] == "dispatched":
+            row = history.jobs.get(line["job"])
+            if row is None:
+                yield f"G1: the acknowledged dispatch of {line['nonce']} as {line['job']} is lost"
+            elif json.loads(row["params"])["nonce"] != line["nonce"] or row["key"] != line["key"]:
+                yield f"G1: {line['job']} is stored with other parameters than {line['nonce']} was dispatched with"
+    for line in history.effects:
+        if line["job"] not in history.jobs:
+            yield f"G1: {line['job']} has run ({line['what']}), but is not stored"
+    for nonce, times in stored.items():
+        if times > intents[nonce]:
+            yield f"G1: {nonce} was dispatched {intents[nonce]} times, and is stored {times} times"
+
+
+def one_job_a_key(history: History) -> Iterator[str]:
+    """G12: a key is one job, stored and as it was told."""
+    stored = Counter((row["name"], row["key"]) for row in history.jobs.values() if row["key"] is not None)
+    for (name, key), times in stored.items():
+        if times > 1:
+            yield f"G12: {times} jobs {name} are stored under {key!r}"
+    told: dict[str, set[str]] = defaultdict(set)
+    for line in history.client:
+        if line["what"] == "dispatched" and line["key"] is not None:
+            told[line["key"]].add(line["job"])
+    for key, ids in told.items():
+        if len(ids) > 1:
+            yield f"G12: {key!r} was answered with {len(ids)} jobs: {sorted(ids)}"
+
+
+def checkpoints_kept(history: History, *, overlap: bool = False) -> Iterator[str]:
+    """G3, G4: no acknowledged step again, none left out, no mixed state; attempts rise, and none commits late."""
+    jobs: dict[str, list[Line]] = defaultdict(list)
+    for line in history.effects:
+        jobs[line["job"]].append(line)
+    for job, happened in jobs.items():
+        yield from _one_jobs_checkpoints(job, happened, overlap=overlap)
+
+
+def _one_jobs_checkpoints(  # noqa: PLR0912  one story, told from its beginning to its end
+    job: str, happened: list[Line], *, overlap: bool
+) -> Iterator[str]:
+    newest = 0  # attempt
+    began = 0  # where the newest attempt began
+    saved = 0  # the latest acknowledged step
+    done = {0}  # steps that any attempt has done: what can be in a state
+    at: dict[int, int] = {}  # where each attempt is
+    for line in happened:
+        attempt, what = line["attempt"], line["what"]
+        if what == "begin":
+            if attempt <= newest:
+                yield f"G4: {job}: attempt {attempt} began after attempt {newest}"
+            if line["at"] < saved:
+                yield f"G3: {job}: attempt {attempt} began at step {line['at']}, but step {saved} was acknowledged"
+            if line["at"] not in done:
+                yield f"G3: {job}: attempt {attempt} began at step {line['at']}, which nobody had done"
+            if not line["whole"]:
+                yield f"G3: {job}: attempt {attempt} began with a state that was put together of several"
+            newest, began, at[attempt] = max(newest, attempt), line["at"], line["at"]
+        elif what != "finished":
+            if attempt not in at:
+                yield f"G4: {job}: attempt {attempt} did something ({what}) and never began"
+            if attempt < newest and not overlap:
+                yield f"G4: {job}: attempt {attempt} did something ({what}) after attempt {newest} had begun"
+        if what == "step":
+            step = line["step"]
+            if step != at.get(attempt, 0) + 1:
+                yield f"G3: {job}: attempt {attempt} went from step {at.get(attempt, 0)} to {step}"
+            if step <= saved and attempt >= newest:
+                yield f"G3: {job}: attempt {attempt} did step {step} again, but step {saved} was acknowledged"
+            at[attempt] = step
+            done.add(step)
+        elif what == "saved":
+            if attempt < newest and line["step"] > began:
+                yield f"G4: {job}: step {line['step']} was acknowledged to attempt {attempt}, not to {newest}"
+            saved = max(saved, line["step"])
+
+
+def finished_stays(history: History) -> Iterator[str]:
+    """G2: what is finished is finished once, never goes on, and keeps its result."""
+    ended: dict[str, Line] = {}
+    for line in history.effects:
+        job, end = line["job"], ended.get(line["job"])
+        if line["what"] == "finished":
+            if end is not None:
+                yield f"G2: {job}: {_end(end)} and then {_end(line)}"
+            ended[job] = line
+        elif end is not None and line["attempt"] > end["attempt"]:
+            yield f"G2: {job}: attempt {line['attempt']} did something ({line['what']}) after the job {_end(end)}"
+    for job, end in ended.items():
+        row = history.jobs.get(job)
+        if row is not None and (row["status"], row["attempt"]) != (end["status"], end["attempt"]):
+            yield f"G2: {job}: {_end(end)} and now {_end(row)}"
+    for line in history.client:
+        if line["what"] == "result":
+            row = history.jobs.get(line["job"])
+            if row is not None and (row["output"] is None or json.loads(row["output"]) != line["result"]):
+                yield f"G2: {line['job']}: its result was {line['result']} and is now {row['output']}"
+
+
+def _end(one: Line) -> str:
+    return f"was {one['status']} in attempt {one['attempt']}"
+
+
+def events_in_order(history: History) -> Iterator[str]:
+    """G11: numbered 1, 2, 3…; the first is `created`; one end at most, and last; as many starts as attempts."""
+    for job, row in history.jobs.items():
+        events = history.events.get(job, [])
+        types = [event["type"] for event in events]
+        numbers = [event["seq"] for event in events]
+        if numbers != list(range(1, len(events) + 1)):
+            yield f"G11: {job}: its events are numbered {numbers}"
+        if row["event_seq"] != len(events):
+            yield f"G11: {job}: {len(events)} events are stored, and the row says {row['event_seq']}"
+        if types[:1] != ["created"] or types.count("created") != 1:
+            yield f"G11: {job}: its events are {types}: not created once, and first"
+        if any(kind in TERMINAL for kind in types[:-1]):
+            yield f"G11: {job}: its events are {types}: something follows its end"
+        if events and events[-1]["status"] != row["status"]:
+            yield f"G11: {job}: its last event says {events[-1]['status']}, its row {row['status']}"
+        if types.count("started") != row["attempt"]:
+            yield f"G11: {job}: its events are {types}, and it is at attempt {row['attempt']}"
+    for job in history.events.keys() - history.jobs.keys():
+        yield f"G11: {job}: it has events and no row"
+
+
+def saved_is_stored(history: History) -> Iterator[str]:
+    """G3: the row knows of every acknowledged checkpoint and attempt."""
+    saved: dict[str, int] = defaultdict(int)
+    attempts: dict[str, int] = defaultdict(int)
+    for line in history.effects:
+        attempts[line["job"]] = max(attempts[line["job"]], line["attempt"])
+        if line["what"] == "saved":
+            saved[line["job"]] = max(saved[line["job"]], line["step"])
+    for job, row in history.jobs.items():
+        if row["checkpoint_seq"] < saved[job]:
+            yield f"G3: {job}: step {saved[job]} was acknowledged, and {row['checkpoint_seq']} checkpoints are stored"
+        if row["attempt"] < attempts[job]:
+            yield f"G4: {job}: attempt {attempts[job]} has run, and the row says {row['attempt']}"
+
+
+def undamaged(history: History) -> Iterator[str]:
+    """The database is whole."""
+    for damage in history.damage:
+        yield f"the database is damaged: {damage}"
+
+
+# ── once all is done ──
+
+
+def all_completed(history: History) -> Iterator[str]:
+    """G1, G6: every job that is stored has been completed, also those whose dispatch was never acknowledged."""
+    for job, row in history.jobs.items():
+        if row["status"] != "completed":
+            yield f"G6: {job} is {row['status']} ({row['reason'] or row['error_message'] or 'no reason given'})"
+        if row["life"] is not None or row["rank"] is not None or row["wanted"] is not None:
+            held = {name: row[name] for name in ("life", "rank", "wanted") if row[name] is not None}
+            yield f"G6: {job} is {row['status']}, and still has {held}"
+
+
+def results_right(history: History) -> Iterator[str]:
+    """G3: each result was put together by the attempts whose checkpoints were acknowledged, and by no others."""
+    did = {(line["job"], line["attempt"], line["step"]) for line in history.effects if line["what"] == "step"}
+    saved = {(line["job"], line["step"]): line["attempt"] for line in history.effects if line["what"] == "saved"}
+    for job, row in history.jobs.items():
+        if row["status"] != "completed":
+            continue
+        params = json.loads(row["params"])
+        trail, steps = json.loads(row["output"] or "null"), params["steps"]
+        if not isinstance(trail, list) or len(trail) != steps:
+            yield f"G3: {job}: after {steps} steps its result is {trail}"
+            continue
+        if row["checkpoint_seq"] != steps and params["trap"] != "linger":  # which saves once more when it is stopped
+            yield f"G3: {job}: it has {steps} steps, and {row['checkpoint_seq']} checkpoints were stored"
+        if any(later < earlier for earlier, later in pairwise(trail)):
+            yield f"G4: {job}: its steps were done by attempts {trail}, in this order"
+        for step, attempt in enumerate(trail, 1):
+            if (job, attempt, step) not in did:
+                yield f"G3: {job}: its result says that attempt {attempt} did step {step}, and it didn't"
+            if saved.get((job, step), attempt) != attempt:
+                yield f"G3: {job}: attempt {attempt}'s step {step} is stored, not attempt {saved[job, step]}'s"
+
+
+def all_over(history: History) -> Iterator[str]:
+    """G6: every life is noted as over."""
+    for life in history.lives:
+        if life["ended_at"] is None:
+            yield f"G6: the life {life['id']} of process {life['pid']} is not noted as over"
+
+
+ALWAYS = (dispatches_kept, one_job_a_key, finished_stays, events_in_order, saved_is_stored, undamaged)
+AT_REST = (all_completed, results_right, all_over)

@@ -1,0 +1,56 @@
+"""What a child is told to do: plain data, so that whoever tells it needs none of its jobs."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+
+class Order(TypedDict, total=False):
+    """A job to dispatch; `nonce` names it in the logs."""
+
+    nonce: str
+    kind: str
+    key: str | None
+    steps: int
+    size: int
+    trap: str
+
+
+class Plan(TypedDict, total=False):
+    """What a child is to do.
+
+    Attributes:
+        folder: Where database and logs are.
+        backend: `"asyncio"` or `"trio"`.
+        kill: The crash point at which it dies, and at which time of coming there.
+        dispatch: Jobs to dispatch first, by a client.
+        streams: How many dispatchers go on for ever beside the work, each waiting for its job's result.
+        seed: For what the streams dispatch.
+        work: Whether it works at all.
+        until: When it stops: `"idle"`, `"lingering"` (a handler waits to be stopped), `"told"` (SIGTERM), or
+            `"overtaken"`: when a handler stalls, a second manager comes up beside the first, and both become idle.
+        concurrency: How many attempts run at once.
+        sweep_s: How often it looks for dead owners.
+        full: Whether each commit waits for the disk, as it does by default: a power loss would tell, no SIGKILL can.
+        eager: Whether its lease is renewed all the time.
+        pipe: A pipe that is told of each line, so that somebody can wait for it.
+        weight: How many bytes the pipe gets for each line: many bytes fill it soon, and no line is written until they
+            are read, so that this process can't run ahead.
+        fault: A planted bug; see `faults.py`.
+    """
+
+    folder: str
+    backend: str
+    kill: tuple[str, int]
+    dispatch: list[Order]
+    streams: int
+    seed: int
+    work: bool
+    until: str
+    concurrency: int
+    sweep_s: float
+    full: bool
+    eager: bool
+    pipe: str
+    weight: int
+    fault: str
