@@ -173,7 +173,7 @@ class JobManager:
         self._loop = Loop()
         self._feed.work_came()  # what was waited for on another loop is of no use on this one
         self._watch.open()
-        self._writer = Writer(self._store, self._loop, self._threads, self._feed.heard)
+        self._writer = Writer(self._store, self._loop, self._threads, self._feed.heard, self._feed.work_came)
         self._writer.start()
         self._lease: Lease | None = None
         self._lost: Lease | None = None
@@ -443,8 +443,6 @@ class JobManager:
         for kind, job in zip(types, jobs, strict=True):
             kind.bind(job)
         stored: tuple[Stored, ...] = await self._writer.submit(Insert(tuple(new)))
-        if any(one.created for one in stored):
-            self._feed.work_came()
         return [JobHandle(self._watch, UUID(one.id)) for one in stored]
 
     # ── asking ──

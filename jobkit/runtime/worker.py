@@ -93,7 +93,8 @@ class Worker:
         self._middleware, self._others, self._claimable = middleware, others, claimable
         self._changed = anyio.Event()
         self._claiming = True
-        self._asking = False
+        self._asking = self._ordered = False
+        self._queued = around.feed.queued
         self.running: dict[str, Running] = {}
 
     # ── the loops ──
@@ -108,8 +109,7 @@ class Worker:
                 if not room:
                     await self._changed.wait()
                     continue
-                claim = self._wish(room)
-                claimed = await (self._stand_by(claim) if exhausted else self._claim(claim))
+                claimed = await (self._stand_by(room) if exhausted else self._claim(room))
                 exhausted = len(claimed) < room
                 for one in claimed:
                     running = Running(one, self._around)
@@ -120,40 +120,43 @@ class Worker:
 
     def _wish(self, room: int) -> Claim | None:
         life, versions = self._life(), self._registry.versions()
-        if life is None or not versions:
+        if life is None or not versions or not self._claiming:
             return None
         return Claim(life, self._around.node, room, versions, self._queues)
 
-    async def _claim(self, claim: Claim | None) -> list[Claimed]:
-        if claim is None:
+    async def _claim(self, room: int) -> list[Claimed]:
+        self._queued = self._around.feed.queued  # before asking: what comes in after the answer is not to be missed
+        if (claim := self._wish(room)) is None:
             return []
         return await self._asked(self._around.writer.submit(claim))
 
-    async def _stand_by(self, claim: Claim | None) -> list[Claimed]:
+    async def _stand_by(self, room: int) -> list[Claimed]:
         """Wait for work: claim in the very commit that brings it, or find what others have brought."""
         writer = self._around.writer
         while True:
-            queued = self._around.feed.queued
             order = Order(self._work_came)
-            if claim is not None:
+            if (claim := self._wish(room)) is not None:
                 writer.stand_by(Entry(claim, order))
+                self._ordered = True
             try:
-                told = await self._around.clock.wait(queued, POLL_S)
+                told = await self._around.clock.wait(self._queued, POLL_S)
             finally:
-                taken = claim is not None and not writer.stand_down()
+                self._ordered = taken = claim is not None and not writer.stand_down()
+                if not self._claiming:
+                    self._tell()
             if taken and (found := await self._asked(order.wait())):
                 return found
-            room = self._room()
+            self._queued = self._around.feed.queued
+            if (room := self._room()) and (told or taken or await self._claimable()):
+                return await self._claim(room)
             if not room:
                 return []
-            claim = self._wish(room)
-            if told or taken or await self._claimable():
-                return await self._claim(claim)
 
     def _work_came(self) -> None:
         """On the loop: the standing order was carried out; what it brought counts as under way from this moment."""
         self._asking = True
         self._around.feed.work_came()
+        self._queued = self._around.feed.queued
 
     async def _asked(self, answer: Awaitable[Any]) -> list[Claimed]:
         self._asking = True
@@ -163,7 +166,7 @@ class Worker:
             log.debug("nothing could be claimed: %s", error)
             return []
         finally:
-            self._asking = False
+            self._asking = self._ordered = False
             self._tell()
         return found
 
@@ -237,7 +240,7 @@ class Worker:
 
     async def _quiet(self, within_s: float) -> bool:
         deadline = self._around.clock.monotonic() + within_s
-        while self.busy:
+        while self.busy or self._ordered:  # an order that is being carried out brings jobs, which are to be given back
             left = deadline - self._around.clock.monotonic()
             if left <= 0:
                 return False

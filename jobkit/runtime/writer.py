@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import anyio
 
 from jobkit.errors import StoreUnavailable
-from jobkit.interfaces import Change, Claimed, Insert
+from jobkit.interfaces import Change, Claim, Claimed, Insert
 from jobkit.lifecycle import Transition
 
 if TYPE_CHECKING:
@@ -74,7 +74,14 @@ class Entry(NamedTuple):
 class Writer:
     """Commits writes in groups."""
 
-    def __init__(self, store: Store, loop: Loop, threads: Threads, heard: Callable[[list[Transition]], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        loop: Loop,
+        threads: Threads,
+        heard: Callable[[list[Transition]], None],
+        came: Callable[[], None] = lambda: None,
+    ) -> None:
         """Prepare; `start` starts the thread.
 
         Args:
@@ -82,8 +89,10 @@ class Writer:
             loop: The manager's event loop.
             threads: Where the thread comes from.
             heard: Called on the loop, after the commit, with the transitions of each batch.
+            came: Called on the loop, after a commit that inserted jobs with no claim standing by.
         """
         self._store, self._loop, self._threads, self._heard = store, loop, threads, heard
+        self._came = came
         self._pending: deque[Entry] = deque()
         self._changed = threading.Condition()
         self._room = anyio.Event()
@@ -233,12 +242,15 @@ class Writer:
                 entry.reply.set(answer)
             elif entry.reply is not None:
                 posted.append((entry.reply, answer))
-        self._loop.post(self._answer, posted, transitions)
+        kinds = {type(entry.write) for entry in batch}
+        self._loop.post(self._answer, posted, transitions, Insert in kinds and Claim not in kinds)
 
-    def _answer(self, posted: list[tuple[Reply, Any]], transitions: list[Transition]) -> None:
+    def _answer(self, posted: list[tuple[Reply, Any]], transitions: list[Transition], unclaimed: bool) -> None:  # noqa: FBT001
         """On the loop: tell observers first, so that who is answered finds them told."""
         if transitions:
             self._heard(transitions)
+        if unclaimed:
+            self._came()
         for reply, answer in posted:
             reply.set(answer)
         self._room.set()

@@ -79,6 +79,9 @@ def time_of(text: str | None) -> datetime | None:
         return None
 
 
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 def to_json(value: Json | Sequence[object]) -> str:
     """Write JSON as it is stored: no spaces, letters as they are unless UTF-8 can't say them.
 
@@ -86,7 +89,7 @@ def to_json(value: Json | Sequence[object]) -> str:
         SerializationError: JSON can't say it; SQLite's own functions would not read NaN either.
     """
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = _ENCODER.encode(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise SerializationError("a value", f"JSON can't say it ({error})") from None
     return text if text.isprintable() or _is_utf8(text) else json.dumps(value, separators=(",", ":"))

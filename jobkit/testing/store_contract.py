@@ -1046,6 +1046,7 @@ class StoreContract:
                 page = store.page(where, limit, cursor)
                 found += [record.id for record in page]
                 assert len(page) <= limit
+                assert len(found) <= len(expected)
                 if page.next_cursor is None:
                     break
                 assert len(page) == limit
