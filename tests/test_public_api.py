@@ -13,9 +13,10 @@ import jobkit
 CONTRACT = {
     "Job", "job", "state", "JobContext", "BlockingJobContext", "JobManager", "JobHandle", "JobRecord", "JobStatus",
     "JobFilter", "JobStats", "JobType", "Page", "Priority", "Progress", "Event", "Failure", "Interrupt", "Registry",
-    "registry", "discover", "Settings", "UnknownJob", "DuplicateJob", "InvalidParams", "InvalidJobId", "FrozenParameter",
-    "JobNotFound", "IllegalTransition", "KeyConflict", "LeaseLost", "StateTooLarge", "StateCorrupt", "StateVersionError",
-    "SerializationError", "StoreUnavailable", "SchemaMismatch", "JobFailed", "JobCancelled", "JobTimedOut", "JobLost",
+    "registry", "discover", "Settings", "UnknownJob", "DuplicateJob", "InvalidParams", "InvalidJobId",
+    "FrozenParameter", "JobNotFound", "IllegalTransition", "KeyConflict", "LeaseLost", "StateTooLarge",
+    "StateCorrupt", "StateVersionError", "SerializationError",
+    "StoreUnavailable", "SchemaMismatch", "JobFailed", "JobCancelled", "JobTimedOut", "JobLost",
     "JobHeld", "JobkitError",
 }  # fmt: skip
 

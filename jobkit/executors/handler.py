@@ -105,7 +105,7 @@ def _compare_params(job_type: JobType, job: Job[Any], work: Work, link: Link) ->
     link.log("a parameter was changed in place; parameters are stored once, so the change is lost", "warning", {})
 
 
-async def _hook(
+async def _hook(  # noqa: PLR0917  what `perform` knows
     job: Job[Any], name: str, link: Link, invoke: Invoke, pack: Callable[[], bytes], stopped: Callable[[], bool]
 ) -> None:
     """Call a hook if the class has one; what it raises is logged and changes nothing else.
@@ -180,12 +180,16 @@ def _is_cancellation(error: BaseException) -> bool:
 
 
 def clean(text: str, limit: int = ERROR_BYTES) -> str:
-    """Make a text that any database and terminal takes: no control characters or lone surrogates, not too many bytes."""
+    """Make a text that any database and terminal takes: no control characters, no lone surrogates, not too long."""
     text = text[:limit]
     if not text.isprintable():
-        text = "".join(char if char in "\n\t" or unicodedata.category(char) not in {"Cc", "Cs"} else "\ufffd" for char in text)
+        text = "".join(char if _is_harmless(char) else "\ufffd" for char in text)
     data = text.encode()
     return text if len(data) <= limit else data[:limit].decode(errors="ignore")
+
+
+def _is_harmless(char: str) -> bool:
+    return char in "\n\t" or unicodedata.category(char) not in {"Cc", "Cs"}
 
 
 def _message(error: BaseException) -> str:

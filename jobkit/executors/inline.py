@@ -34,25 +34,32 @@ class LoopPort:
         self._link = link
 
     async def save(self, state: bytes) -> None:
+        """Save a sealed state; see `Port`."""
         await self._link.save(state)
 
     async def breathe(self) -> None:
+        """Let the loop go round once."""
         await checkpoint()
 
     def due(self) -> InterruptKind | None:
+        """Why the handler should stop, if it should."""
         return self._link.due()
 
     def report(self, progress: Progress) -> None:
+        """Pass progress on."""
         self._link.report(progress)
 
     def log(self, message: str, level: str, fields: Mapping[str, object]) -> None:
+        """Pass a line for the job's log on."""
         self._link.log(message, level, fields)
 
     def folder(self, *, of_attempt: bool) -> Path:
+        """Make a folder."""
         return self._link.folder(of_attempt=of_attempt)
 
     @property
     def resources(self) -> Mapping[str, Any]:
+        """What the application gave its manager."""
         return self._link.resources
 
 
@@ -62,6 +69,7 @@ class ThreadPort(LoopPort):
     __slots__ = ()
 
     async def save(self, state: bytes) -> None:
+        """Save a sealed state, and block until that is done."""
         self._link.save_blocking(state)
 
     async def breathe(self) -> None:

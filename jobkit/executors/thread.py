@@ -2,7 +2,8 @@
 
 The whole attempt happens there, unpacking and packing included, so a blocking handler never stops the event loop. Its
 checkpoints go straight from the thread to the writer: they work even while the loop is blocked. A thread can't be
-stopped: when the call is cancelled it is left behind, and the link that the runner has closed keeps its word from counting.
+stopped: when the call is cancelled it is left behind, and the link that the runner has closed keeps its word from
+counting.
 """
 
 from __future__ import annotations

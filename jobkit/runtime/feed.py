@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jobkit.lifecycle import Transition
     from jobkit.model import Event
 
-log = logging.getLogger("jobkit.observer")
+log: logging.Logger = logging.getLogger("jobkit.observer")
 
 LIVE_EVENTS: Final = 1_000
 """How many live events are kept for a reader who is slow; the oldest go first."""
@@ -32,7 +32,7 @@ class Ear:
     """One who waits, for as long as somebody keeps it."""
 
     def __init__(self) -> None:
-        self.signal = anyio.Event()
+        self.signal: anyio.Event = anyio.Event()
         self.live: deque[Event] = deque(maxlen=LIVE_EVENTS)
 
     def take(self) -> list[Event]:
@@ -51,7 +51,7 @@ class Feed:
     def __init__(self, observers: Sequence[Observer] = ()) -> None:
         self._observers = observers
         self._ears: dict[str | None, WeakSet[Ear]] = {}
-        self.queued = anyio.Event()
+        self.queued: anyio.Event = anyio.Event()
 
     @property
     def watched(self) -> bool:
@@ -75,7 +75,7 @@ class Feed:
                 except Exception:  # the wall around an observer
                     log.exception("an observer failed; it can change nothing, so work goes on")
         if self._ears:
-            for job_id in dict.fromkeys([*(one.after.id for one in transitions), None]):
+            for job_id in {one.after.id for one in transitions if one.after.id in self._ears} | {None}:
                 for ear in self._listeners(job_id):
                     ear.call()
 

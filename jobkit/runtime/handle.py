@@ -78,7 +78,7 @@ class JobHandle(Generic[Out_co]):
         """
         ear = self._watch.feed.listen(str(self.id))
         signal = ear.signal
-        ended = await self._watch.ended(self.id)  # outside the deadline: with a time-out of 0 one may ask whether it is done
+        ended = await self._watch.ended(self.id)  # before the deadline counts: with 0 one asks whether it is done
         looks = 0
         with anyio.fail_after(timeout):
             while not (ended.status.terminal or ended.status is JobStatus.HELD):

@@ -1,8 +1,8 @@
 """This process's life: registered, locked, and renewed from a thread of its own.
 
 One lease covers all jobs of a life. It is renewed through the writer but from its own thread, so that neither a blocked
-event loop nor a long handler lets it lapse. A life that can't renew in time, or finds itself noted as dead, must stop its
-handlers before others may start their jobs again: `lost` is called for that.
+event loop nor a long handler lets it lapse. A life that can't renew in time, or finds itself noted as dead, must stop
+its handlers before others may start their jobs again: `lost` is called for that.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jobkit.interfaces import Clock, Hold, Ids, Store, Threads
     from jobkit.runtime.writer import Writer
 
-log = logging.getLogger("jobkit.leases")
+log: logging.Logger = logging.getLogger("jobkit.leases")
 
 LAST_MOMENT: Final = 0.8
 """After which part of a lease, if it could not be renewed, handlers are stopped: before others may take their jobs."""
@@ -31,8 +31,15 @@ LAST_MOMENT: Final = 0.8
 class Lease:
     """One life, from its registration to its end."""
 
-    def __init__(
-        self, store: Store, writer: Writer, clock: Clock, threads: Threads, life: Life, lease_s: float, lost: Callable[[], Any]
+    def __init__(  # noqa: PLR0917  in the order in which it uses them
+        self,
+        store: Store,
+        writer: Writer,
+        clock: Clock,
+        threads: Threads,
+        life: Life,
+        lease_s: float,
+        lost: Callable[[], Any],
     ) -> None:
         """Prepare; `begin` registers it.
 
@@ -46,7 +53,8 @@ class Lease:
             lost: Called from the thread, once, when the lease is lost.
         """
         self._store, self._writer, self._clock, self._threads = store, writer, clock, threads
-        self.life, self._lease_s, self._lost = life, lease_s, lost
+        self.life: Life = life
+        self._lease_s, self._lost = lease_s, lost
         self._hold: Hold | None = None
         self._stop = threading.Event()
 
@@ -70,7 +78,7 @@ class Lease:
         self.forsake()
 
     def forsake(self) -> None:
-        """Let the lock go without a word, as a death would: the loop has ended under this life, and others may take over."""
+        """Let the lock go without a word: the loop has ended under this life, and others may take over."""
         self._stop.set()
         if self._hold is not None:
             self._hold.release()

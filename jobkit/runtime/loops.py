@@ -30,7 +30,7 @@ class Loop:
             self._trio = trio.lowlevel.current_trio_token()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def post(self, call: Callable[[Unpack[Args]], object], *args: Unpack[Args]) -> bool:
+    def post(self, call: Callable[[Unpack[Args]], object], *args: *Args) -> bool:
         """Have the loop call a function soon; from any thread.
 
         Returns:

@@ -21,9 +21,8 @@ from jobkit.definition import Job
 from jobkit.errors import InvalidFilter, InvalidJob, InvalidJobId, InvalidSettings, JobkitError, ManagerNotRunning
 from jobkit.executors.inline import InlineExecutor
 from jobkit.executors.thread import ThreadExecutor
-from jobkit.interfaces import Insert, Retire, Store
 from jobkit.filters import JobFilter
-from jobkit.model import JobRecord, JobStats, JobStatus, Page
+from jobkit.interfaces import Insert, Retire, Store
 from jobkit.registration import registry as global_registry
 from jobkit.runtime.clock import SystemClock, SystemIds, SystemThreads
 from jobkit.runtime.dispatch import DispatchOptions, check_options, new_job
@@ -43,15 +42,17 @@ from jobkit.store.dialects import boot_id
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
+    from typing import Self
 
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Unpack
 
     from jobkit.filters import FilterFields
-    from jobkit.jobtype import JobType
     from jobkit.interfaces import Clock, Executor, Ids, Middleware, Observer, Stored, Threads
+    from jobkit.jobtype import JobType
+    from jobkit.model import JobRecord, JobStats, JobStatus, Page
     from jobkit.registration import Registry
 
-log = logging.getLogger("jobkit")
+log: logging.Logger = logging.getLogger("jobkit")
 
 T = TypeVar("T")
 Out = TypeVar("Out")
@@ -67,8 +68,8 @@ class JobManager:
     """Dispatches, runs and watches jobs on one database. An async context manager.
 
     Args:
-        store: A path (a directory means `jobs.db` in it, and job folders beside that), a SQLAlchemy URL (`sqlite://` is in
-            memory), or a `jobkit.interfaces.Store`; None takes the settings.
+        store: A path (a directory means `jobs.db` in it, and job folders beside that), a SQLAlchemy URL (`sqlite://`
+            is in memory), or a `jobkit.interfaces.Store`; None takes the settings.
         settings: Everything else that can be set; read from the environment by default.
         registry: What can be run; the global one by default.
         concurrency: How many attempts may run at once.
@@ -107,7 +108,7 @@ class JobManager:
         self._registry = registry
         self._concurrency = self._settings.concurrency if concurrency is None else _at_least_one(concurrency)
         self._queues = None if queues is None else _names(queues)
-        self.node_name = node_name or platform.node()
+        self.node_name: str = node_name or platform.node()
         self._work = work
         self._resources: Mapping[str, Any] = {} if resources is None else resources
         self._middleware = middleware
@@ -380,7 +381,8 @@ class JobManager:
             InvalidOption: An option's value can't be stored.
             KeyConflict: The key was used for other parameters.
             SerializationError: A parameter holds what can't be stored.
-            StoreUnavailable: Nothing was stored, or, after a lost connection, it isn't known: repeat it with the same key.
+            StoreUnavailable: Nothing was stored; or, after a lost connection, it isn't known: repeat it with the same
+                key.
         """
         return (await self._insert([job], options))[0]
 
@@ -405,7 +407,9 @@ class JobManager:
         return (await self._insert([self._registry.create(name, {} if params is None else params)], options))[0]
 
     @overload
-    async def dispatch_many(self, jobs: Iterable[Job[Out]], **options: Unpack[DispatchOptions]) -> list[JobHandle[Out]]: ...
+    async def dispatch_many(
+        self, jobs: Iterable[Job[Out]], **options: Unpack[DispatchOptions]
+    ) -> list[JobHandle[Out]]: ...
     @overload
     async def dispatch_many(
         self, jobs: Iterable[Job[Any] | tuple[str, Mapping[str, Any]]], **options: Unpack[DispatchOptions]
@@ -495,7 +499,9 @@ class JobManager:
         return await self._watch.read(self._store.page, where, limit, cursor)
 
     async def stats(
-        self, filter: JobFilter | JobStatus | str | None = None, **fields: Unpack[FilterFields]  # noqa: A002
+        self,
+        filter: JobFilter | JobStatus | str | None = None,  # noqa: A002  as above
+        **fields: Unpack[FilterFields],
     ) -> JobStats:
         """Count jobs by status, and work out durations.
 
@@ -551,7 +557,8 @@ class JobManager:
 
 def _at_least_one(concurrency: int) -> int:
     if concurrency < 1:
-        raise InvalidSettings({"concurrency": f"{concurrency} is less than 1; write work=False for a manager that runs nothing"})
+        problem = f"{concurrency} is less than 1; write work=False for a manager that runs nothing"
+        raise InvalidSettings({"concurrency": problem})
     return concurrency
 
 

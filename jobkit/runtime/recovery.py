@@ -1,8 +1,8 @@
 """Recovery: finds owners that are dead and puts their jobs back in the line.
 
-It never starts a job. It notes which lives are over, and lets `lifecycle` decide on each job that such a life left behind:
-queued, usually, to be claimed like any other. A living owner's jobs are never touched: a life on this machine is proven
-dead by its lock, another one is taken for dead when its lease has run out.
+It never starts a job. It notes which lives are over, and lets `lifecycle` decide on each job that such a life left
+behind: queued, usually, to be claimed like any other. A living owner's jobs are never touched: a life on this machine
+is proven dead by its lock, another one is taken for dead when its lease has run out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from jobkit.interfaces import Clock, Life, Store
     from jobkit.runtime.writer import Writer
 
-log = logging.getLogger("jobkit.recovery")
+log: logging.Logger = logging.getLogger("jobkit.recovery")
 
 PORTION: Final = 500
 """How many jobs are put back in one commit: the worker claims the first while the rest follow."""
@@ -34,7 +34,7 @@ PORTION: Final = 500
 class Recovery:
     """Sweeps for dead owners, at the start and ever after."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  in the order in which it uses them
         self,
         store: Store,
         writer: Writer,
@@ -55,7 +55,7 @@ class Recovery:
         """
         self._store, self._writer, self._clock, self._read = store, writer, clock, read
         self._own_life, self._sweep_s = own_life, sweep_s
-        self.swept = anyio.Event()
+        self.swept: anyio.Event = anyio.Event()
         self._due = anyio.Event()
 
     async def run(self) -> None:
@@ -88,9 +88,9 @@ class Recovery:
         lives: list[Life] = await self._read(self._store.lives)
         now = await self._read(self._store.now)
         for life in lives:
-            if life.id != self._own_life() and await self._read(self._is_over, life, now):
-                if await self._writer.submit(Retire(life.id)):
-                    log.info("the life %s of node %s (process %s) is over", life.id, life.node, life.pid)
+            over = life.id != self._own_life() and await self._read(self._is_over, life, now)
+            if over and await self._writer.submit(Retire(life.id)):
+                log.info("the life %s of node %s (process %s) is over", life.id, life.node, life.pid)
         moved = 0
         while orphans := await self._read(self._store.orphans, PORTION):
             changes = [Change(job.id, _CAUSE[job.status], job) for job in orphans if job.status in _CAUSE]

@@ -1,7 +1,7 @@
 """One attempt in progress: the link that its executor talks to, and the straight way from a claim to an outcome.
 
-`Running` is what this process knows of a job that it holds: the standing that every write of the attempt names, what was
-asked of the handler, and the latest progress. `run` takes it from the claim to the last write.
+`Running` is what this process knows of a job that it holds: the standing that every write of the attempt names, what
+was asked of the handler, and the latest progress. `run` takes it from the claim to the last write.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from jobkit.runtime.loops import Loop
     from jobkit.runtime.writer import Writer
 
-log = logging.getLogger("jobkit.job")
+log: logging.Logger = logging.getLogger("jobkit.job")
 
 CHECKPOINT: Final = Cause(Trigger.CHECKPOINT)
 REPORT: Final = Cause(Trigger.REPORT)
@@ -55,23 +56,18 @@ SHOW_EVERY_S: Final = 0.05
 """How often an attempt's progress is shown to live readers at most."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
     """What all attempts of a manager share."""
 
-    def __init__(
-        self,
-        *,
-        writer: Writer,
-        feed: Feed,
-        loop: Loop,
-        clock: Clock,
-        node: str,
-        max_state_bytes: int,
-        data_dir: Callable[[], Path],
-        resources: Mapping[str, Any],
-    ) -> None:
-        self.writer, self.feed, self.loop, self.clock, self.node = writer, feed, loop, clock, node
-        self.max_state_bytes, self.data_dir, self.resources = max_state_bytes, data_dir, resources
+    writer: Writer
+    feed: Feed
+    loop: Loop
+    clock: Clock
+    node: str
+    max_state_bytes: int
+    data_dir: Callable[[], Path]
+    resources: Mapping[str, Any]
 
 
 class Running:
@@ -81,8 +77,8 @@ class Running:
         """Take hold of a job that was just claimed."""
         self._around = around
         self.standing: Standing = claimed.transition.after
-        self.name = claimed.name
-        self.work = Work(
+        self.name: str = claimed.name
+        self.work: Work = Work(
             self.standing.id,
             claimed.name,
             claimed.version,
@@ -92,7 +88,7 @@ class Running:
             claimed.metadata,
             around.node,
         )
-        self.scope = anyio.CancelScope()
+        self.scope: anyio.CancelScope = anyio.CancelScope()
         self.stopping = False
         self._raised: InterruptKind | None = None
         self.fenced = False
@@ -106,7 +102,7 @@ class Running:
 
     def stop(self) -> None:
         """Ask the handler to stop at its next checkpoint, for a shutdown."""
-        self.stopping = True
+        self.stopping: bool = True
 
     def fence(self) -> None:
         """Let nothing that the handler says count any more."""
@@ -202,7 +198,12 @@ class Running:
     def log(self, message: str, level: str, fields: Mapping[str, object]) -> None:
         """Write a line to the log, under the job's name and id. Never raises, whatever the log's handlers do."""
         number = logging.getLevelNamesMapping().get(str(level).upper(), logging.INFO)
-        extra = {"job_id": self.standing.id, "job_name": self.name, "attempt": self.standing.attempt, "fields": dict(fields)}
+        extra = {
+            "job_id": self.standing.id,
+            "job_name": self.name,
+            "attempt": self.standing.attempt,
+            "fields": dict(fields),
+        }
         with contextlib.suppress(Exception):
             log.log(number, "%s %s: %s", self.name, self.standing.id, message, extra=extra)
 
@@ -227,7 +228,9 @@ class Running:
             self._around.loop.post(self._around.feed.happened, event)
 
 
-async def run(running: Running, executor: Executor | None, middleware: Sequence[Middleware], others: Callable[[], bool]) -> None:
+async def run(
+    running: Running, executor: Executor | None, middleware: Sequence[Middleware], others: Callable[[], bool]
+) -> None:
     """Take one attempt from its claim to its last write.
 
     Args:
@@ -265,7 +268,8 @@ async def _outcome(running: Running, executor: Executor | None, middleware: Sequ
 
 async def _carried(running: Running, executor: Executor | None, middleware: Sequence[Middleware]) -> Outcome:
     if executor is None:
-        return Unloadable("unknown_job", Failure("UnknownJob", f"this build knows no job {running.name!r} of that version"))
+        failure = Failure("UnknownJob", f"this build knows no job {running.name!r} of that version")
+        return Unloadable("unknown_job", failure)
 
     async def carry() -> Outcome:
         return await executor.run(running.work, running)
@@ -278,37 +282,25 @@ async def _carried(running: Running, executor: Executor | None, middleware: Sequ
             call = _wrapped(wrap, attempt, call)
     outcome: object = await call()
     if not isinstance(outcome, Completed | Failed | Interrupted | Unloadable | Fenced):
-        raise TypeError(f"a middleware or executor answered {outcome!r}, which is no outcome: return what call_next() gave")
+        problem = f"a middleware or executor answered {outcome!r}, which is no outcome: return what call_next() gave"
+        raise TypeError(problem)
     return outcome
 
 
-def _wrapped(wrap: Middleware, attempt: Attempt, inner: Callable[[], Awaitable[Outcome]]) -> Callable[[], Awaitable[Outcome]]:
+def _wrapped(
+    wrap: Middleware, attempt: Attempt, inner: Callable[[], Awaitable[Outcome]]
+) -> Callable[[], Awaitable[Outcome]]:
     return lambda: wrap(attempt, inner)
 
 
 async def _finish(running: Running, outcome: Outcome | None, others: Callable[[], bool]) -> None:
-    """Write what came of the attempt; None: it was stopped by force."""
-    job = running.standing
-    progress = running.latest()
-    match outcome:
-        case Completed(output=output, shown=shown):
-            change = Change(job.id, COMPLETE, job, output=(output, shown), progress=progress)
-        case Failed(failure=failure):
-            change = Change(job.id, Cause(Trigger.FAIL), job, failure=failure, progress=progress)
-        case Unloadable(reason=reason, failure=failure):
-            change = Change(job.id, Cause(Trigger.UNLOADABLE, reason=reason), job, failure=failure)
-        case Interrupted() if running.due() is None:
-            failure = Failure("Interrupt", "the handler raised an Interrupt of its own; nothing had asked it to stop")
-            change = Change(job.id, Cause(Trigger.FAIL), job, failure=failure, progress=progress)
-        case Interrupted():
-            here = not running.stopping  # what it stopped for was taken back meanwhile: this life itself goes on with it
-            change = Change(job.id, Cause(Trigger.STOPPED, others=here or others()), job, progress=progress)
-        case Fenced():
-            log.warning("%s %s: attempt %s lost its lease; what it did since counts for nothing", running.name, job.id, job.attempt)
-            return
-        case None:
-            change = Change(job.id, Cause(Trigger.GRACE_OVER, others=others()), job, progress=progress)
-    writer = running._around.writer  # noqa: SLF001
+    """Write what came of the attempt."""
+    job, writer = running.standing, running._around.writer  # noqa: SLF001  one module, one attempt
+    who = f"{running.name} {job.id}: attempt {job.attempt}"
+    change = _last_change(running, outcome, others)
+    if change is None:
+        log.warning("%s lost its lease; what it did since counts for nothing", who)
+        return
     try:
         try:
             await writer.submit(change)
@@ -316,9 +308,31 @@ async def _finish(running: Running, outcome: Outcome | None, others: Callable[[]
             failure = Failure(type(error).__name__, f"what came of the handler could not be stored: {error}")
             await writer.submit(Change(job.id, Cause(Trigger.FAIL), job, failure=failure))
     except StoreUnavailable as error:
-        log.error("%s %s: what came of attempt %s could not be stored: %s", running.name, job.id, job.attempt, error)  # noqa: TRY400  no trace to show
+        log.error("%s has ended, but that could not be stored: %s", who, error)  # noqa: TRY400  no trace to show
     except LeaseLost:
-        log.warning("%s %s: attempt %s ended after it had lost its lease; nothing was changed", running.name, job.id, job.attempt)
+        log.warning("%s ended after it had lost its lease; nothing was changed", who)
+
+
+def _last_change(running: Running, outcome: Outcome | None, others: Callable[[], bool]) -> Change | None:
+    """What is to be written of an outcome, None if nothing; no outcome: the attempt was stopped by force."""
+    job, progress = running.standing, running.latest()
+    match outcome:
+        case Completed(output=output, shown=shown):
+            return Change(job.id, COMPLETE, job, output=(output, shown), progress=progress)
+        case Failed(failure=failure):
+            return Change(job.id, Cause(Trigger.FAIL), job, failure=failure, progress=progress)
+        case Unloadable(reason=reason, failure=failure):
+            return Change(job.id, Cause(Trigger.UNLOADABLE, reason=reason), job, failure=failure)
+        case Interrupted() if running.due() is None:
+            failure = Failure("Interrupt", "the handler raised an Interrupt of its own; nothing had asked it to stop")
+            return Change(job.id, Cause(Trigger.FAIL), job, failure=failure, progress=progress)
+        case Interrupted():
+            here = not running.stopping  # what it stopped for was taken back meanwhile: this life goes on with it
+            return Change(job.id, Cause(Trigger.STOPPED, others=here or others()), job, progress=progress)
+        case Fenced():
+            return None
+        case None:
+            return Change(job.id, Cause(Trigger.GRACE_OVER, others=others()), job, progress=progress)
 
 
 def _shown(progress: Progress) -> Json:

@@ -1,7 +1,7 @@
 """Asking and waiting: what a caller may know of jobs, without a say in them.
 
-Reads go to the database in a few threads, never on the event loop. Waiting is for the feed, with a look at the database now
-and then, since another process may have done what is waited for.
+Reads go to the database in a few threads, never on the event loop. Waiting is for the feed, with a look at the database
+now and then, since another process may have done what is waited for.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Watch:
             clock: Time between looks.
             registry: Knows the types of outputs.
         """
-        self._store, self.feed, self._clock, self._registry = store, feed, clock, registry
+        self.feed: Feed = feed
+        self._store, self._clock, self._registry = store, clock, registry
         self._limiter: CapacityLimiter | None = None
 
     def open(self) -> None:

@@ -1,7 +1,7 @@
 """The worker: claims jobs and keeps as many running as there is room for.
 
-The only place where a job is started. It asks the writer for a claim whenever it has room and has been told of work, and
-looks at the database now and then even if it has not: notification only shortens the wait.
+The only place where a job is started. It asks the writer for a claim whenever it has room and has been told of work,
+and looks at the database now and then even if it has not: notification only shortens the wait.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jobkit.registration import Registry
     from jobkit.runtime.runner import Surroundings
 
-log = logging.getLogger("jobkit.worker")
+log: logging.Logger = logging.getLogger("jobkit.worker")
 
 POLL_S: Final = 0.2
 """How long a worker with nothing to do waits before it looks again."""

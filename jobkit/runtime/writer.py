@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from jobkit.interfaces import Store, Threads, Write
     from jobkit.runtime.loops import Loop, Reply
 
-log = logging.getLogger("jobkit.writer")
+log: logging.Logger = logging.getLogger("jobkit.writer")
 
 BATCH_ROWS: Final = 1_000
-"""About how many rows one commit may hold: enough to share its flush widely, few enough to keep others waiting shortly."""
+"""About how many rows one commit may hold: enough to share its flush widely, few enough not to keep others waiting."""
 
 BACKLOG: Final = 10_000
 """How many writes may wait before callers do."""
@@ -48,7 +48,7 @@ class Blocked:
     __slots__ = ("answer", "given")
 
     def __init__(self) -> None:
-        self.given = threading.Event()
+        self.given: threading.Event = threading.Event()
         self.answer: Any = None
 
     def set(self, answer: object) -> None:
@@ -117,7 +117,7 @@ class Writer:
     # ── the callers' side ──
 
     def stand_by(self, order: Entry) -> None:
-        """Have a claim carried out in the next commit that inserts jobs, so that a new job starts without a second flush."""
+        """Have a claim carried out in the next commit that inserts jobs: a new job starts without a second flush."""
         with self._changed:
             self._standing = order
 
@@ -167,7 +167,7 @@ class Writer:
         return reply
 
     def post(self, write: Write) -> None:
-        """Have a write committed sometime soon; what comes of it is nobody's business, and it is left out under load."""
+        """Have a write committed sometime soon; nobody asks what comes of it, and it is left out under load."""
         if len(self._pending) < BACKLOG:
             self._put(Entry(write, None))
 
@@ -278,6 +278,8 @@ def _patient(write: Write) -> bool:
 
 
 def _unexpected(error: Exception) -> StoreUnavailable:
-    unavailable = StoreUnavailable(f"the batch failed ({type(error).__name__}: {error})", "nothing of it was written; try again")
+    unavailable = StoreUnavailable(
+        f"the batch failed ({type(error).__name__}: {error})", "nothing of it was written; try again"
+    )
     unavailable.__cause__ = error
     return unavailable

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from jobkit.interfaces import Hold, Life
 
-log = logging.getLogger("jobkit.store")
+log: logging.Logger = logging.getLogger("jobkit.store")
 
 BUSY_S: Final = 30.0
 READERS: Final = 4
@@ -156,10 +156,10 @@ class Sqlite:
             raise StoreUnavailable(f"{url!r} is not a database URL", "write it as sqlite:///path/to/jobs.db") from None
         name = self._url.database
         # Whoever opens the same file must come to the same locks, whatever links lead to it.
-        self.path = None if name in {None, "", ":memory:"} else Path(str(name)).resolve()
+        self.path: Path | None = None if name in {None, "", ":memory:"} else Path(str(name)).resolve()
         if self.path is not None:
             self._url = self._url.set(database=str(self.path))
-        self.location = self._url.render_as_string(hide_password=True).replace("+pysqlite", "")
+        self.location: str = self._url.render_as_string(hide_password=True).replace("+pysqlite", "")
         self.compiler: Dialect = sqlite.dialect(paramstyle="qmark")
         self._now = now
         self._durability, self._network_ok, self._busy_s = durability, network_ok, busy_s

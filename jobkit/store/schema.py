@@ -39,17 +39,17 @@ VERSION_TABLE: Final = "jobkit_version"
 
 metadata: Final = MetaData()
 
-Id = String(36)
-Time = String(27)
-Name = String(200)
-Serial = BigInteger().with_variant(Integer, "sqlite")
+Id: Final = String(36)
+Time: Final = String(27)
+Name: Final = String(200)
+Serial: Final = BigInteger().with_variant(Integer, "sqlite")
 
 
 def _one_of(column: str, words: list[str]) -> str:
     return f"{column} IN ({', '.join(repr(str(word)) for word in words)})"
 
 
-jobs = Table(
+jobs: Final = Table(
     "jobs",
     metadata,
     Column("num", Serial, primary_key=True, autoincrement=True),
@@ -126,7 +126,7 @@ Index("ix_jobs_queue", jobs.c.queue, jobs.c.created_at)
 Index("ix_jobs_user", jobs.c.user, jobs.c.created_at, sqlite_where=jobs.c.user.is_not(None))
 Index("ix_jobs_parent", jobs.c.parent_id, jobs.c.created_at, sqlite_where=jobs.c.parent_id.is_not(None))
 
-job_checkpoints = Table(
+job_checkpoints: Final = Table(
     "job_checkpoints",
     metadata,
     Column("job_id", Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
@@ -138,7 +138,7 @@ job_checkpoints = Table(
 )
 """A ring of each job's latest checkpoints: `slot` is `seq` modulo its length. `pieces`: how to join a large one."""
 
-job_events = Table(
+job_events: Final = Table(
     "job_events",
     metadata,
     Column("pos", Serial, primary_key=True, autoincrement=True),
@@ -154,7 +154,7 @@ job_events = Table(
 )
 """What happened; `seq` counts 1, 2, 3… per job, `pos` orders the events of all jobs as they were committed."""
 
-labels = Table(
+labels: Final = Table(
     "labels",
     metadata,
     Column("key", Name, primary_key=True),
@@ -165,7 +165,7 @@ labels = Table(
 )
 """Tags (key `tag`) and the scalars of metadata (key `metadata.<name>`), to find jobs by."""
 
-queues = Table(
+queues: Final = Table(
     "queues",
     metadata,
     Column("name", Name, primary_key=True),
@@ -174,7 +174,7 @@ queues = Table(
 )
 """Every queue that a job was ever put in."""
 
-lives = Table(
+lives: Final = Table(
     "lives",
     metadata,
     Column("id", Id, primary_key=True),
@@ -190,4 +190,4 @@ lives = Table(
 )
 """One row for each run of a manager."""
 
-jobkit_version = Table(VERSION_TABLE, metadata, Column("version_num", String(32), primary_key=True))
+jobkit_version: Final = Table(VERSION_TABLE, metadata, Column("version_num", String(32), primary_key=True))

@@ -251,34 +251,38 @@ class Statements:
         def insert(table: Table, *names: str) -> Statement:
             return ready(table.insert().values({name: bindparam(name) for name in names}), *names)
 
-        self.insert = insert(jobs, *_INSERTED)
-        self.insert_event = insert(job_events, "job_id", "seq", "type", "status", "message", "data", "at")
-        self.insert_label = insert(labels, "key", "value", "created_at", "job_id")
-        self.insert_queue = ready(dialect.upsert(queues, "name"), "name")
-        self.queues = ready(select(queues.c.name, queues.c.paused))
+        self.insert: Statement = insert(jobs, *_INSERTED)
+        self.insert_event: Statement = insert(job_events, "job_id", "seq", "type", "status", "message", "data", "at")
+        self.insert_label: Statement = insert(labels, "key", "value", "created_at", "job_id")
+        self.insert_queue: Statement = ready(dialect.upsert(queues, "name"), "name")
+        self.queues: Statement = ready(select(queues.c.name, queues.c.paused))
         keyed = (jobs.c.name == bindparam("name"), jobs.c.key == bindparam("key"), jobs.c.key.is_not(None))
-        self.by_key = ready(select(jobs.c.id, jobs.c.params_data).where(*keyed), "name", "key")
-        self.standing = ready(select(*STANDING).where(jobs.c.id == bindparam("id")), "id")
+        self.by_key: Statement = ready(select(jobs.c.id, jobs.c.params_data).where(*keyed), "name", "key")
+        self.standing: Statement = ready(select(*STANDING).where(jobs.c.id == bindparam("id")), "id")
 
         started = func.coalesce(jobs.c.started_at, bindparam("started_at"))
-        self.start = ready(_update(*_MOVED, "node", started_at=started), *_MOVED, "node", "started_at", *GUARD)
-        self.move = ready(_update(*_MOVED), *_MOVED, *GUARD)
-        self.finish = ready(_update(*_MOVED, *_FINISHED, **_progress()), *_MOVED, *_FINISHED, *_PROGRESS, *GUARD)
-        self.save = ready(_update(*_SAVED, **_progress()), *_SAVED, *_PROGRESS, *GUARD)
-        self.stop = ready(_update(*_MOVED, **_progress()), *_MOVED, *_PROGRESS, *GUARD)
-        self.delete = ready(jobs.delete().where(*_guard()), *GUARD)
-        self.report = ready(_update(**_progress()), *_PROGRESS, *GUARD)
+        self.start: Statement = ready(
+            _update(*_MOVED, "node", started_at=started), *_MOVED, "node", "started_at", *GUARD
+        )
+        self.move: Statement = ready(_update(*_MOVED), *_MOVED, *GUARD)
+        self.finish: Statement = ready(
+            _update(*_MOVED, *_FINISHED, **_progress()), *_MOVED, *_FINISHED, *_PROGRESS, *GUARD
+        )
+        self.save: Statement = ready(_update(*_SAVED, **_progress()), *_SAVED, *_PROGRESS, *GUARD)
+        self.stop: Statement = ready(_update(*_MOVED, **_progress()), *_MOVED, *_PROGRESS, *GUARD)
+        self.delete: Statement = ready(jobs.delete().where(*_guard()), *GUARD)
+        self.report: Statement = ready(_update(**_progress()), *_PROGRESS, *GUARD)
         kept = dialect.upsert(job_checkpoints, "job_id", "slot", "seq", "state", "at", replace=True)
-        self.keep = ready(kept, "job_id", "slot", "seq", "state", "at")
+        self.keep: Statement = ready(kept, "job_id", "slot", "seq", "state", "at")
 
         alive = (lives.c.id == bindparam("at_life"), lives.c.ended_at.is_(None))
         entered = tuple(column.name for column in lives.c if column.name != "ended_at")
-        self.register = insert(lives, *entered)
-        self.alive = ready(select(lives.c.id).where(*alive), "at_life")
+        self.register: Statement = insert(lives, *entered)
+        self.alive: Statement = ready(select(lives.c.id).where(*alive), "at_life")
         renewed = lives.update().where(*alive).values(lease_until=bindparam("lease_until"))
-        self.renew = ready(renewed, "lease_until", "at_life")
+        self.renew: Statement = ready(renewed, "lease_until", "at_life")
         ended = lives.update().where(*alive).values(ended_at=bindparam("ended_at"))
-        self.retire = ready(ended, "ended_at", "at_life")
+        self.retire: Statement = ready(ended, "ended_at", "at_life")
 
     def claim(self, known: int) -> Statement:
         """Find the best claimable jobs of one queue among `known` pairs of name and newest version."""

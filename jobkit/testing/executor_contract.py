@@ -9,34 +9,41 @@ class TestMine(ExecutorContract):
 
 The tests run on whatever event loops the fixture `anyio_backend` names. They talk to a handler through its link and its
 outcome alone, so that they hold for handlers in another process too. Everything a handler does here is an *act*: a
-coroutine that awaits nothing but its context, played by an async job as it is and by a sync job through a blocking view.
+coroutine that awaits nothing but its context, played by an async job as it is and by a sync job through a blocking
+view.
 """
+
+# ruff: noqa: D101, D102, D103  acts and jobs say by their names what they do, and the link's methods are those of Link
+# ruff: noqa: ARG001, ARG002  every act has one shape
+# ruff: noqa: PLR2004  expected values stand as numbers, next to what they are compared with
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 from uuid import UUID
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
+from pydantic import Field
 
-from jobkit.envelope import seal, unseal
 from jobkit.context import BlockingJobContext, JobContext, drive
 from jobkit.definition import Job, state
-from jobkit.jobtype import JobType
+from jobkit.envelope import seal, unseal
 from jobkit.errors import LeaseLost
 from jobkit.interfaces import Completed, Executor, Failed, Fenced, Interrupt, Interrupted, Outcome, Unloadable, Work
 from jobkit.model import Progress
 from jobkit.registration import Registry, job
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from jobkit.interfaces import InterruptKind
+    from jobkit.jobtype import JobType
 
 DEADLINE_S: Final = 20.0
 """How long any of these tests may take, in seconds; a correct executor needs a fraction of one."""
@@ -78,7 +85,7 @@ class Play(Job[int]):
     """Plays an act."""
 
     act: str
-    items: list[int] = []
+    items: list[int] = Field(default_factory=list)
     done: int = state(0)
     seen: list[str] = state(default_factory=list)
     thing: Any = state(None)
@@ -153,10 +160,13 @@ class Awaited:
 
 # ── what they play ──
 
-ACTS: Final[dict[str, Callable[[Any, Any], Awaitable[int]]]] = {}
+Act: TypeAlias = Callable[[Any, Any], Coroutine[Any, Any, int]]
+
+ACTS: Final[dict[str, Act]] = {}
+"""By what a job's parameter `act` says."""
 
 
-def act(play: Callable[[Any, Any], Awaitable[int]]) -> Callable[[Any, Any], Awaitable[int]]:
+def act(play: Act) -> Act:
     """Enter a function under its own name, with spaces."""
     ACTS[play.__name__.replace("_", " ")] = play
     return play
@@ -169,6 +179,9 @@ async def count(play: Play, ctx: Any) -> int:
         ctx.progress(completed=play.done, total=3)
         await ctx.checkpoint()
     return play.done
+
+
+ACTS.update(dict.fromkeys(("raise in the hook", "raise anything in the hook", "save in the hook"), count))  # `resume`
 
 
 @act
@@ -235,6 +248,7 @@ async def report_anything(play: Play, ctx: Any) -> int:
     loop: list[Any] = []
     loop.append(loop)
     ctx.progress()
+    odd: Any
     for odd in (Stubborn(), object(), float("nan"), float("inf"), 10**5_000, "x\0\ud800", loop, b"\xff", [Stubborn()]):
         ctx.progress(odd)
         ctx.progress(completed=odd, total=odd, unit=odd, phase=odd, message=odd, data=odd)
@@ -314,7 +328,7 @@ async def clean_up_badly(play: Play, ctx: Any) -> int:
     """An error while an interrupt passes: in a group, as a task group would put it."""
     try:
         return await count(play, ctx)
-    except BaseException as stop:
+    except BaseException as stop:  # noqa: BLE001  it is raised again, in a group
         beside = [stop, BaseExceptionGroup("inner", [KeyError("beside"), UnspeakableError()])]
         raise BaseExceptionGroup("outer", beside) from None
 
@@ -358,7 +372,7 @@ class RecordingLink:
     def __init__(self, job_type: JobType, folder: Path, resources: Mapping[str, Any]) -> None:
         self._job_type, self._folder, self._resources = job_type, folder, resources
         self.sealed: list[bytes] = []
-        self.refused = 0
+        self.refused: int = 0
         self.reports: list[Progress] = []
         self.logs: list[tuple[str, str]] = []
         self.want: InterruptKind | None = None
@@ -416,7 +430,7 @@ class ExecutorContract:
     in_process: ClassVar[bool] = True
     stops: ClassVar[bool] = True
 
-    pytestmark = pytest.mark.anyio
+    pytestmark: pytest.MarkDecorator = pytest.mark.anyio
 
     @pytest.fixture
     def contract_jobs(self) -> Registry:
@@ -431,9 +445,9 @@ class ExecutorContract:
     @pytest.fixture(autouse=True)
     def stage(self, executor: Executor, tmp_path: Path) -> Iterator[None]:
         """Set up the other end."""
-        self.executor = executor
-        self.job_type = contract_registry.get(f"{self.handlers}_play")
-        self.link = RecordingLink(self.job_type, tmp_path, {"library": "a library"})
+        self._executor = executor
+        self.job_type: JobType = contract_registry.get(f"{self.handlers}_play")
+        self.link: RecordingLink = RecordingLink(self.job_type, tmp_path, {"library": "a library"})
         yield
         self.link.lost = True  # ends whatever was left behind
 
@@ -446,7 +460,7 @@ class ExecutorContract:
     async def play(self, act: str, *, state: bytes | None = None, attempt: int = 1, name: str | None = None) -> Outcome:
         """Run an attempt to its end."""
         with anyio.fail_after(DEADLINE_S):
-            return await self.executor.run(self.work(act, state=state, attempt=attempt, name=name), self.link)
+            return await self._executor.run(self.work(act, state=state, attempt=attempt, name=name), self.link)
 
     async def failure(self, act: str) -> tuple[str, str, str]:
         """Run an attempt that must fail; answer type, message and traceback."""
@@ -599,7 +613,7 @@ class ExecutorContract:
     async def unloadable(self, work: Work, reason: str) -> None:
         """Run work that must be refused before any code of the user's runs."""
         with anyio.fail_after(DEADLINE_S):
-            outcome = await self.executor.run(work, self.link)
+            outcome = await self._executor.run(work, self.link)
         assert isinstance(outcome, Unloadable), outcome
         assert outcome.reason == reason
         assert outcome.failure.message
@@ -640,7 +654,7 @@ class ExecutorContract:
         """A call that is cancelled returns; a handler that could not be stopped can save nothing from then on."""
         with anyio.fail_after(DEADLINE_S):
             async with anyio.create_task_group() as group:
-                group.start_soon(self.executor.run, self.work("go on for ever"), self.link)
+                group.start_soon(self._executor.run, self.work("go on for ever"), self.link)
                 while not self.link.sealed:
                     await checkpoint()
                 group.cancel_scope.cancel()
@@ -667,7 +681,6 @@ class ExecutorContract:
     @pytest.mark.parametrize("hook", ["async", "sync"])
     async def test_a_hook_that_raises_changes_nothing(self, hook: str, act: str) -> None:
         """What a hook raises is logged on the job; the attempt goes on as if nothing had been."""
-        ACTS[act] = count
         outcome = await self.play(act, name=f"{self.handlers}_play_{hook}_hook", attempt=2)
         assert isinstance(outcome, Completed)
         assert [message for level, message in self.link.logs if level == "error" and "the hook failed" in message]
@@ -675,7 +688,6 @@ class ExecutorContract:
     @pytest.mark.parametrize("hook", ["async", "sync"])
     async def test_a_hook_may_be_interrupted(self, hook: str) -> None:
         """A checkpoint in a hook is one like any other: an interrupt there ends the attempt, a lost lease fences it."""
-        ACTS["save in the hook"] = count
         name = f"{self.handlers}_play_{hook}_hook"
         self.link.want = "pause"
         assert await self.play("save in the hook", name=name, attempt=2) == Interrupted("pause")

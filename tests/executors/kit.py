@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from jobkit.definition import Job
-from jobkit.jobtype import JobType
 from jobkit.interfaces import Work
+from jobkit.jobtype import JobType
 from jobkit.testing.executor_contract import JOB_ID
 
 

@@ -220,7 +220,7 @@ async def test_a_decorated_handler_is_still_async(registry, run):
 @pytest.mark.anyio
 async def test_an_error_while_the_job_is_made_is_a_failure(registry, run):
     """A class whose own `model_post_init` raises fails its job: an executor always answers."""
-    raising = []
+    raising: list[bool] = []
 
     @job(registry=registry)
     class Brittle(Job[int]):

@@ -23,9 +23,9 @@ def alone(monkeypatch, tmp_path):
 @pytest.fixture(scope="session")
 def empty(tmp_path_factory) -> Path:
     """An empty database, made once: making its schema is most of what starting a manager costs."""
-    path = tmp_path_factory.mktemp("empty") / "jobs.db"
-    store_at(path).close()
-    return path
+    made: Path = tmp_path_factory.mktemp("empty") / "jobs.db"
+    store_at(made).close()
+    return made
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import anyio
 from anyio.lowlevel import checkpoint
 
-from jobkit import BlockingJobContext, Job, JobContext, JobManager, JobStatus, Registry, Settings, job, state
+from jobkit import BlockingJobContext, Job, JobContext, JobManager, JobRecord, JobStatus, Registry, Settings, job, state
 from jobkit.interfaces import Change, Claim, Claimed, Insert, Life, Register, Retire
 from jobkit.lifecycle import Cause, Standing, Transition, Trigger
 from jobkit.runtime.dispatch import DispatchOptions, check_options, new_job
@@ -234,6 +234,20 @@ def store_at(path: Path, now: Callable[[], datetime | None] = lambda: None) -> S
     return store
 
 
+def stored(store: SqlStore, job_id: object) -> JobRecord:
+    """A job as it is stored."""
+    found = store.get(str(job_id))
+    assert found is not None
+    return found
+
+
+def saved(store: SqlStore, job_id: object) -> tuple[int, bytes]:
+    """A job's latest checkpoint."""
+    found = store.state(str(job_id))
+    assert found is not None
+    return found
+
+
 def one(answers: Sequence[Any]) -> Any:
     """The only answer of a batch; an error is raised."""
     (answer,) = answers
@@ -267,15 +281,13 @@ class OtherProcess:
         self._standings: dict[str, Standing] = {}
         self.store = store_at(path, now)
         boot = boot_id() if host is None else "another boot"
-        self.life = Life(
-            str(uuid4()), "other", host or platform.node(), boot, os.getpid(), True, registry.versions()
-        )
+        self.life = Life(str(uuid4()), "other", host or platform.node(), boot, os.getpid(), True, registry.versions())
         self._hold: Any = self.store.hold(self.life.id) if host is None else None
         one(self.store.commit([Register(self.life, lease_s)]))
 
     def put(self, made: Job[Any], number: int = 1, **options: Any) -> list[str]:
         """Dispatch a job several times."""
-        checked = check_options(DispatchOptions(**options))
+        checked = check_options(cast("DispatchOptions", options))
         new = [new_job(self.registry.type_of(made), made, str(uuid4()), checked) for _ in range(number)]
         one(self.store.commit([Insert(tuple(new))]))
         return [job.id for job in new]

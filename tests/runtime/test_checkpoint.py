@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import pytest
 
 from jobkit import Job, JobContext, JobFailed, JobStatus, LeaseLost, Progress, Registry, job, state
 from jobkit.envelope import seal, unseal
 from jobkit.interfaces import Change
+from jobkit.jobtype import JobType
 from jobkit.lifecycle import Cause, Trigger
+from jobkit.store.sql import STANDING, standing_of
 from tests.runtime.kit import (
     DEADLINE_S,
     REGISTRY,
@@ -19,15 +23,22 @@ from tests.runtime.kit import (
     StepsInThread,
     make,
     one,
+    saved,
     store_at,
 )
 
 pytestmark = pytest.mark.anyio
 
 
+def done_in(job_type: JobType, params: bytes, sealed: bytes) -> int:
+    """How far a saved state had come."""
+    restored: Any = job_type.restore(params, unseal(sealed).state)
+    return int(restored.done)
+
+
 @pytest.mark.parametrize("kind", [Count, CountInThread])
 async def test_resumes_from_the_last_acknowledged_checkpoint(path, kind):
-    """G3: after a crash the next attempt starts from the last checkpoint that was acknowledged, not from an older one."""
+    """G3: after a crash the next attempt starts from the last acknowledged checkpoint, not from an older one."""
     job_type = REGISTRY.type_of(kind(n=5))
     other = OtherProcess(path)
     (job_id,) = other.put(kind(n=5))
@@ -73,12 +84,12 @@ async def test_the_last_checkpoints_are_kept(path):
     store = store_at(path)
     with store._database.reading() as connection:
         rows = connection.exec_driver_sql("SELECT seq, state FROM job_checkpoints ORDER BY seq").all()
-    seq, last = store.state(str(handle.id))
+    seq, last = saved(store, handle.id)
     store.close()
     assert [row.seq for row in rows] == [8, 9, 10]
     job_type = REGISTRY.get("count")
     params = job_type.pack_params(Count(n=10))
-    assert [job_type.restore(params, unseal(row.state).state).done for row in rows] == [8, 9, 10]
+    assert [done_in(job_type, params, row.state) for row in rows] == [8, 9, 10]
     assert (seq, last) == (10, rows[-1].state)
 
 
@@ -171,10 +182,10 @@ async def test_checkpoints_of_two_tasks_both_count(path):
         assert await handle.result(DEADLINE_S) == 80
         assert (await handle.record()).checkpoint_seq == 80
     store = store_at(path)
-    _, sealed = store.state(str(handle.id))
+    _, sealed = saved(store, handle.id)
     store.close()
     job_type = registry.get("crowd")
-    assert job_type.restore(job_type.pack_params(Crowd()), unseal(sealed).state).done == 80
+    assert done_in(job_type, job_type.pack_params(Crowd()), sealed) == 80
 
 
 async def test_progress_rides_along(path, gate):
@@ -200,7 +211,7 @@ async def test_progress_rides_along(path, gate):
 
 @pytest.mark.parametrize("kind", [Steps, StepsInThread])
 async def test_a_checkpoint_after_the_lease_was_lost(path, gate, kind):
-    """G4: an attempt whose job was given to another is told LeaseLost, writes nothing, and changes nothing at its end."""
+    """G4: an attempt whose job was given to another is told LeaseLost, writes nothing, and its end changes nothing."""
     lost = []
 
     async def note(attempt, call_next):
@@ -215,12 +226,8 @@ async def test_a_checkpoint_after_the_lease_was_lost(path, gate, kind):
         await gate.reached(2)
         taking = store_at(path)
         with taking._database.reading() as connection:
-            from jobkit.store.sql import STANDING, standing_of
-
-            (standing,) = connection.exec_driver_sql(
-                f"SELECT {', '.join(column.name for column in STANDING)} FROM jobs"
-            ).all()
-        found = standing_of(standing)
+            (row,) = connection.exec_driver_sql(f"SELECT {', '.join(one.name for one in STANDING)} FROM jobs").all()
+        found = standing_of(row)
         one(taking.commit([Change(found.id, Cause(Trigger.OWNER_GONE), found)]))
         taking.close()
         gate.open()

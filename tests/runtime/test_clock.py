@@ -7,13 +7,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from uuid import RFC_4122, UUID
 
 import anyio
 import pytest
 import uuid_utils
 
-from jobkit.runtime import clock as module
 from jobkit.runtime.clock import SystemClock, SystemIds, SystemThreads
 from jobkit.testing import FakeClock, FakeIds, FakeThreads
 from tests.runtime.kit import DEADLINE_S, pass_until, until
@@ -22,7 +22,7 @@ VARIABLE: ContextVar[str] = ContextVar("VARIABLE", default="unset")
 
 
 def test_ids_are_laid_out_as_rfc_9562_says():
-    """RFC 9562, section 5.7: 48 bits of Unix milliseconds, version 7, the variant; as another implementation reads it."""
+    """RFC 9562, section 5.7: 48 bits of Unix milliseconds, version 7, the variant; another implementation agrees."""
     before = time.time_ns() // 1_000_000
     made = SystemIds().new()
     after = time.time_ns() // 1_000_000
@@ -57,7 +57,7 @@ def test_ids_rise_across_threads():
 def test_ids_rise_while_the_clock_does_not(monkeypatch):
     """Ids rise within a millisecond, beyond the counter's 4,096, and when the clock is set back."""
     now = [1_700_000_000_000_000_000]
-    monkeypatch.setattr(module.time, "time_ns", lambda: now[0])
+    monkeypatch.setattr(time, "time_ns", lambda: now[0])
     ids = SystemIds()
     made = [ids.new() for _ in range(10_000)]
     now[0] -= 3_600 * 1_000_000_000
@@ -161,8 +161,12 @@ async def test_threads_wait_in_fake_time():
     threads = FakeThreads(clock)
     ended: list[bool] = []
     signals = threading.Event(), threading.Event()
+
+    def wait(signal: threading.Event) -> None:
+        ended.append(threads.wait(signal, 60))
+
     for signal in signals:
-        threads.start(lambda signal=signal: ended.append(threads.wait(signal, 60)), "waits")
+        threads.start(partial(wait, signal), "waits")
     signals[0].set()
     await until(lambda: ended == [True])
     await pass_until(clock, lambda: len(ended) == 2, 10)

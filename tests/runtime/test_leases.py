@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from datetime import datetime
+from functools import partial
 
 import anyio
 import pytest
@@ -30,10 +32,21 @@ def timed(clock):
     return {"clock": clock, "threads": FakeThreads(clock), "lease_s": LEASE_S}
 
 
-def lease_until(store: SqlStore):
+def lease_until(store: SqlStore) -> datetime:
     """Until when the only life's lease holds."""
     (life,) = store.lives()
+    assert life.lease_until is not None
     return life.lease_until
+
+
+def renewed_since(store: SqlStore, before: datetime) -> bool:
+    """Whether the only life's lease was renewed."""
+    return lease_until(store) > before
+
+
+def renewed_life(store: SqlStore, before: datetime) -> bool:
+    """Whether there is a life whose lease holds for longer than that."""
+    return any(one.lease_until is not None and one.lease_until > before for one in store.lives())
 
 
 async def test_a_life_renews_its_lease(path, clock, timed):
@@ -43,14 +56,12 @@ async def test_a_life_renews_its_lease(path, clock, timed):
         for _ in range(10):
             before = lease_until(looking)
             assert before > clock.now()
-            await pass_until(clock, lambda before=before: lease_until(looking) > before)
+            await pass_until(clock, partial(renewed_since, looking, before))
     looking.close()
 
 
 async def test_a_life_taken_for_dead_begins_another(path, clock, timed, gate):
-    """G4: a manager whose life was noted as over stops its handlers, begins a new life, and works on; the job's new
-    attempt goes on from the saved state, and nothing of the old one counts.
-    """
+    """G4: a manager whose life was noted as over stops its handlers and works on in a new one, from the saved state."""
     ended = []
 
     async def note(attempt, call_next):
@@ -126,7 +137,7 @@ async def test_handlers_stop_before_the_lease_has_run_out(path, clock, timed, ga
         assert clock.now() < until_then
         store.refused = ()
         gate.open()
-        await pass_until(clock, lambda: any(one.id for one in looking.lives() if one.lease_until > until_then))
+        await pass_until(clock, lambda: renewed_life(looking, until_then))
         assert await handle.result(DEADLINE_S) == [2]
     looking.close()
 
@@ -147,13 +158,13 @@ async def test_a_commit_that_hangs_is_as_bad_as_none(path, clock, timed, gate):
         handle = await manager.dispatch(Steps(n=1))
         await gate.reached(1)
         until_then = lease_until(looking)
-        store.held = threading.Event()
+        store.held = held = threading.Event()
         await pass_until(clock, lambda: stopped)
         assert clock.now() < until_then
-        store.held, held = None, store.held
+        store.held = None
         held.set()
         gate.open()
-        await pass_until(clock, lambda: any(one.lease_until > until_then for one in looking.lives()))
+        await pass_until(clock, lambda: renewed_life(looking, until_then))
         assert await handle.result(DEADLINE_S) == [2]
     looking.close()
 

@@ -17,7 +17,8 @@ VARIABLE: ContextVar[str] = ContextVar("VARIABLE", default="unset")
 @pytest.mark.anyio
 async def test_what_is_posted_is_called_on_the_loop():
     """A function that a thread posts is called on the loop's own thread, in the order of posting."""
-    loop, seen = Loop(), []
+    loop = Loop()
+    seen: list[tuple[int, bool]] = []
 
     def note(number: int) -> None:
         seen.append((number, threading.current_thread() is here))
@@ -31,7 +32,8 @@ async def test_what_is_posted_is_called_on_the_loop():
 @pytest.mark.anyio
 async def test_posting_never_waits_for_the_loop():
     """A thread posts while the loop is blocked, and is not held up by it."""
-    loop, posted, seen = Loop(), threading.Event(), []
+    loop, posted = Loop(), threading.Event()
+    seen: list[int] = []
 
     def post() -> None:
         for _ in range(100):
@@ -57,7 +59,8 @@ def test_a_loop_that_has_ended_takes_nothing(anyio_backend):
 @pytest.mark.anyio
 async def test_a_spawned_task_belongs_to_nobody():
     """A spawned task outlives the scope that it was spawned in, and knows its context variables."""
-    loop, seen, gate = Loop(), [], anyio.Event()
+    loop, gate = Loop(), anyio.Event()
+    seen: list[str] = []
     VARIABLE.set("set")
 
     async def work() -> None:

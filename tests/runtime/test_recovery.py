@@ -21,7 +21,9 @@ from tests.runtime.kit import (
     make,
     one,
     pass_until,
+    saved,
     store_at,
+    stored,
     until,
     until_true,
 )
@@ -63,7 +65,7 @@ async def test_a_dead_owner_is_found_by_a_sweep_too(path):
 
 
 @pytest.mark.parametrize("why", ["another host", "no lock"])
-async def test_an_owner_of_which_nothing_is_known_keeps_its_lease(path, clock, why):
+async def test_an_owner_of_which_nothing_is_known_keeps_its_lease(path, clock, monkeypatch, why):
     """G6: where death can't be proven, an owner is left alone for as long as its lease holds, and no longer."""
     other = OtherProcess(path, now=clock.now, lease_s=30, host="far.example" if why == "another host" else None)
     (job_id,) = other.put(Count(n=2))
@@ -82,8 +84,8 @@ async def test_an_owner_of_which_nothing_is_known_keeps_its_lease(path, clock, w
             sweeps.append(clock.monotonic())
             return found
 
-        manager._recovery.sweep = counted
-        await pass_until(clock, lambda: (sweeps and sweeps[-1] > 20))
+        monkeypatch.setattr(manager._recovery, "sweep", counted)
+        await pass_until(clock, lambda: sweeps and sweeps[-1] > 20)
         assert clock.monotonic() < 30
         assert await handle.status() is JobStatus.RUNNING
         clock.advance(30)
@@ -134,11 +136,9 @@ async def test_jobs_that_a_shutdown_paused_are_resumed(path, gate):
     await gate.reached(3)
     await manager.stop(grace=0)
     store = store_at(path)
-    assert {store.get(str(one.id)).reason for one in handles} == {"shutdown"}
+    assert {stored(store, one.id).reason for one in handles} == {"shutdown"}
     with store._database.writing() as connection:  # one that a person paused belongs to no life
-        connection.exec_driver_sql(
-            "UPDATE jobs SET reason = 'user', life = NULL WHERE id = ?", (str(handles[0].id),)
-        )
+        connection.exec_driver_sql("UPDATE jobs SET reason = 'user', life = NULL WHERE id = ?", (str(handles[0].id),))
     store.close()
     gate.open()
     async with make(path, resources={"gate": gate}) as manager:
@@ -196,7 +196,7 @@ async def test_one_bad_row_blocks_no_other(path):
     store = other.store
     spoilt, wrong = ids[0], ids[1]
     with store._database.writing() as connection:
-        sealed = bytearray(store.state(spoilt)[1])
+        sealed = bytearray(saved(store, spoilt)[1])
         sealed[-1] ^= 1
         connection.exec_driver_sql("UPDATE jobs SET state = ? WHERE id = ?", (bytes(sealed), spoilt))
         connection.exec_driver_sql("UPDATE jobs SET params_data = X'C1C1' WHERE id = ?", (wrong,))
@@ -211,7 +211,7 @@ async def test_one_bad_row_blocks_no_other(path):
             assert record.error is not None
             assert record.error.message
     store = store_at(path)
-    assert store.state(spoilt)[1] == bytes(sealed)
+    assert saved(store, spoilt)[1] == bytes(sealed)
     store.close()
 
 
@@ -240,14 +240,15 @@ async def test_a_state_of_a_newer_version_waits_for_one_who_knows_it(path):
             assert await manager.handle(job_id).result(DEADLINE_S) == 2
 
 
-async def test_a_sweep_that_breaks_is_repeated(path, caplog):
+async def test_a_sweep_that_breaks_is_repeated(path, monkeypatch, caplog):
     """Rule 13: whatever goes wrong in a sweep, the next one is due; the manager works on meanwhile."""
     other = OtherProcess(path)
     (job_id,) = other.put(Count(n=1))
     other.claim()
     other.die()
     manager = make(path, sweep_s=0.01)
-    lives, broken = manager._store.lives, []
+    lives = manager._store.lives
+    broken: list[bool] = []
 
     def breaks():
         if len(broken) < 3:
@@ -255,7 +256,7 @@ async def test_a_sweep_that_breaks_is_repeated(path, caplog):
             raise ZeroDivisionError("a bug")
         return lives()
 
-    manager._store.lives = breaks
+    monkeypatch.setattr(manager._store, "lives", breaks)
     async with manager:
         assert await (await manager.dispatch(Echo(n=1))).result(DEADLINE_S) == 1
         assert await manager.handle(job_id).result(DEADLINE_S) == 1

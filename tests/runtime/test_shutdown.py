@@ -18,6 +18,7 @@ from tests.runtime.kit import (
     make,
     pass_until,
     store_at,
+    stored,
     until,
 )
 
@@ -35,7 +36,7 @@ async def stop_while(manager, then) -> None:
 
 @pytest.mark.parametrize("kind", [Steps, StepsInThread])
 async def test_a_running_job_reaches_a_checkpoint_and_resumes(path, gate, kind):
-    """G16, G8: at a stop a job goes on to its next checkpoint, is paused there, and the next manager resumes it there."""
+    """G16, G8: at a stop a job goes on to its next checkpoint, is paused there, and is resumed there by the next."""
     manager = make(path, resources={"gate": gate})
     await manager.start()
     handle = await manager.dispatch(kind(n=3))
@@ -47,7 +48,7 @@ async def test_a_running_job_reaches_a_checkpoint_and_resumes(path, gate, kind):
 
     await stop_while(manager, let)
     store = store_at(path)
-    record = store.get(str(handle.id))
+    record = stored(store, handle.id)
     assert (record.status, record.reason, record.checkpoint_seq) == (JobStatus.PAUSED, "shutdown", 1)
     assert [event.type for event in store.events(str(handle.id), None, None, 10)] == ["created", "started", "paused"]
     assert store.lives() == []
@@ -104,7 +105,7 @@ async def test_a_stop_without_grace_loses_nothing(path, gate, grace):
     with anyio.fail_after(DEADLINE_S):
         await manager.stop(grace=grace)
     store = store_at(path)
-    assert {store.get(str(one.id)).status for one in handles} == {JobStatus.PAUSED}
+    assert {stored(store, one.id).status for one in handles} == {JobStatus.PAUSED}
     store.close()
     gate.open()
     async with make(path, resources={"gate": gate}) as manager:
@@ -151,12 +152,12 @@ async def test_nothing_is_claimed_while_stopping(path, gate):
 
     await stop_while(manager, let)
     store = store_at(path)
-    assert [store.get(str(one.id)).status for one in (first, second)] == ["completed", "queued"]
+    assert [stored(store, one.id).status for one in (first, second)] == ["completed", "queued"]
     store.close()
 
 
 async def test_beside_another_manager_jobs_are_handed_over(path, gate):
-    """A manager that stops beside a living one queues its jobs, and the other one goes on with them from their state."""
+    """A manager that stops beside a living one queues its jobs, and the other goes on with them from their state."""
     first = make(path, resources={"gate": gate}, node_name="first")
     await first.start()
     handle = await first.dispatch(Steps(n=2))
@@ -249,5 +250,5 @@ async def test_the_grace_is_counted_by_the_clock(path, gate):
             assert stopped == []
             await pass_until(clock, lambda: stopped)
     store = store_at(path)
-    assert store.get(str(handle.id)).status is JobStatus.PAUSED
+    assert stored(store, handle.id).status is JobStatus.PAUSED
     store.close()
