@@ -8,7 +8,6 @@ its own, as one does that awaits a cancelled task, has failed like any other.
 
 from __future__ import annotations
 
-import inspect
 import traceback
 import unicodedata
 from collections.abc import Awaitable, Callable
@@ -33,11 +32,6 @@ _STRENGTH: Final = ("cancel", "time-out", "pause", "shutdown", "suspend")
 
 Invoke: TypeAlias = Callable[[Callable[[Any], Any], Callable[[], bytes]], Awaitable[Any]]
 """Calls a method of the job where it belongs, with the context that fits it; is also given what packs the state."""
-
-
-def is_async(method: Callable[..., Any]) -> bool:
-    """Whether a method is a coroutine function, also under a decorator that says what it wraps."""
-    return inspect.iscoroutinefunction(method) or inspect.iscoroutinefunction(inspect.unwrap(method))
 
 
 async def perform(

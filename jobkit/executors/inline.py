@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from anyio import current_effective_deadline
 from anyio.lowlevel import checkpoint
 
+from jobkit.checks import is_async
 from jobkit.context import BlockingJobContext, JobContext
-from jobkit.executors.handler import is_async, perform
+from jobkit.executors.handler import perform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

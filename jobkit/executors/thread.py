@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from anyio import from_thread
 from anyio.lowlevel import current_token
 
+from jobkit.checks import is_async
 from jobkit.context import BlockingJobContext, JobContext, drive
-from jobkit.executors.handler import failure_of, is_async, perform
+from jobkit.executors.handler import failure_of, perform
 from jobkit.executors.inline import LoopPort, ThreadPort
 from jobkit.interfaces import Failed
 

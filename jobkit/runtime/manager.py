@@ -6,7 +6,6 @@ elsewhere: nothing here decides a status or runs a handler.
 
 from __future__ import annotations
 
-import logging
 import platform
 import tempfile
 from pathlib import Path
@@ -18,26 +17,21 @@ import anyio
 from anyio import to_thread
 
 from jobkit.definition import Job
-from jobkit.errors import InvalidFilter, InvalidJob, InvalidJobId, InvalidSettings, JobkitError, ManagerNotRunning
-from jobkit.executors.inline import InlineExecutor
-from jobkit.executors.thread import ThreadExecutor
+from jobkit.errors import InvalidFilter, InvalidJob, InvalidJobId, InvalidSettings, ManagerNotRunning
 from jobkit.filters import JobFilter
-from jobkit.interfaces import Insert, Retire, Store
+from jobkit.interfaces import Insert, Store
 from jobkit.registration import registry as global_registry
 from jobkit.runtime.clock import SystemClock, SystemIds, SystemThreads
 from jobkit.runtime.dispatch import DispatchOptions, check_options, new_job
 from jobkit.runtime.feed import Feed
 from jobkit.runtime.handle import EventStream, JobHandle
-from jobkit.runtime.leases import Lease, new_life
 from jobkit.runtime.loops import Loop
-from jobkit.runtime.recovery import Recovery
+from jobkit.runtime.node import Node
 from jobkit.runtime.runner import Surroundings
 from jobkit.runtime.watch import Watch
-from jobkit.runtime.worker import Worker
 from jobkit.runtime.writer import Writer
 from jobkit.settings import Settings
 from jobkit.store import SqlStore
-from jobkit.store.dialects import boot_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -47,21 +41,15 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from jobkit.filters import FilterFields
-    from jobkit.interfaces import Clock, Executor, Ids, Middleware, Observer, Stored, Threads
+    from jobkit.interfaces import Clock, Ids, Middleware, Observer, Stored, Threads
     from jobkit.jobtype import JobType
     from jobkit.model import JobRecord, JobStats, JobStatus, Page
     from jobkit.registration import Registry
-
-log: logging.Logger = logging.getLogger("jobkit")
 
 T = TypeVar("T")
 Out = TypeVar("Out")
 
 MAX_PAGE: Final = 1_000
-IDLE_POLL_S: Final = 0.02
-
-REBIRTH_S: Final = 1.0
-"""How long to wait before trying again to begin a new life."""
 
 
 class JobManager:
@@ -115,6 +103,7 @@ class JobManager:
         self._store, self._data_dir = self._place(store)
         self._feed = Feed(observers)
         self._watch = Watch(self._store, self._feed, self._clock, registry)
+        self._node: Node | None = None
         self._running = self._starting = False
         self._stopped: anyio.Event | None = None
 
@@ -171,117 +160,46 @@ class JobManager:
             self._starting = False
 
     async def _begin(self) -> None:
-        self._loop = Loop()
+        loop = Loop()
         self._feed.work_came()  # what was waited for on another loop is of no use on this one
         self._watch.open()
-        self._writer = Writer(self._store, self._loop, self._threads, self._feed.heard, self._feed.work_came)
+        self._writer = Writer(self._store, loop, self._threads, self._feed.heard, self._feed.work_came)
         self._writer.start()
-        self._lease: Lease | None = None
-        self._lost: Lease | None = None
-        self._lease_lost = anyio.Event()
-        self._others_live = False
         self._stopped = None
-        self._worker = self._make_worker()
-        self._recovery = Recovery(
-            self._store, self._writer, self._clock, self._watch.read, lambda: self._life, self._settings.sweep_s
-        )
-        self._scope = anyio.CancelScope()
-        self._over = anyio.Event()
         self._running = True
-        try:
-            if self._work:
-                await self._be_born()
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._close()
-            raise
-        self._loop.spawn(self._main, "jobkit")
+        self._node = self._make_node(loop) if self._work else None
+        if self._node is not None:
+            try:
+                await self._node.begin()
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await self._close()
+                raise
+            loop.spawn(self._node.run, "jobkit")
 
-    def _make_worker(self) -> Worker:
+    def _make_node(self, loop: Loop) -> Node:
         around = Surroundings(
             writer=self._writer,
             feed=self._feed,
-            loop=self._loop,
+            loop=loop,
             clock=self._clock,
             node=self.node_name,
             max_state_bytes=self._settings.max_state_bytes,
             data_dir=self._folder,
             resources=self._resources,
         )
-        executors: dict[str, Executor] = {
-            "inline": InlineExecutor(self._registry, self._threads),
-            "thread": ThreadExecutor(self._registry, self._threads),
-        }
-        return Worker(
+        return Node(
             around=around,
+            watch=self._watch,
+            store=self._store,
             registry=self._registry,
-            executors=executors,
-            life=lambda: self._life,
+            ids=self._ids,
+            threads=self._threads,
+            settings=self._settings,
             concurrency=self._concurrency,
             queues=self._queues,
             middleware=self._middleware,
-            others=lambda: self._others_live,
-            claimable=self._claimable,
         )
-
-    @property
-    def _life(self) -> str | None:
-        return None if self._lease is None else self._lease.life.id
-
-    async def _be_born(self) -> None:
-        life = new_life(self._ids, self.node_name, self._registry.versions(), boot_id())
-        lease = Lease(
-            self._store, self._writer, self._clock, self._threads, life, self._settings.lease_s,
-            lost=lambda: self._loop.post(self._die, lease),
-        )  # fmt: skip
-        with anyio.CancelScope(shield=True):  # a life that is entered must be known here, to be ended again
-            await lease.begin()
-            self._lease = lease
-
-    def _die(self, lost: Lease) -> None:
-        """On the loop: the lease is lost, so stop what runs; `_go_on_living` begins a new life."""
-        if self._lease is lost:
-            self._lost, self._lease = lost, None
-            self._worker.abandon()
-            self._lease_lost.set()
-
-    async def _go_on_living(self) -> None:
-        """Begin a new life whenever one was lost, for as long as that takes."""
-        while True:
-            await self._lease_lost.wait()
-            self._lease_lost = anyio.Event()
-            if self._lost is not None:
-                with anyio.CancelScope(shield=True):
-                    await self._lost.end()
-            failures = 0
-            while self._lease is None:
-                try:
-                    await self._be_born()
-                except JobkitError as error:
-                    failures += 1
-                    if failures == 1:
-                        log.error("no new life can be begun yet, so nothing is run here: %s", error)  # noqa: TRY400  no trace to show
-                    await self._clock.wait(anyio.Event(), REBIRTH_S)
-            self._feed.work_came()
-            self._recovery.hurry()  # the jobs of the life that was lost are there to be taken up again
-
-    async def _main(self) -> None:
-        """Work and sweep, until the manager is stopped."""
-        try:
-            with self._scope:
-                if self._work:
-                    async with anyio.create_task_group() as group:
-                        group.start_soon(self._recovery.run)
-                        group.start_soon(self._worker.run)
-                        group.start_soon(self._go_on_living)
-        except BaseExceptionGroup as group_error:
-            log.critical("the manager's own work broke off", exc_info=group_error)
-            raise
-        finally:
-            if not self._scope.cancel_called and self._lease is not None:  # the loop has ended under it
-                self._writer.post(Retire(self._lease.life.id))
-                self._lease.forsake()
-            self._over.set()
 
     async def stop(self, grace: float | None = None) -> None:
         """Stop claiming, have running jobs reach a checkpoint, give them back, and close the database.
@@ -297,28 +215,20 @@ class JobManager:
             return
         self._stopped = anyio.Event()
         try:
-            if self._work:
-                self._others_live = await self._others()
-                await self._worker.drain(self._settings.grace_s if grace is None else grace)
+            if self._node is not None:
+                await self._node.drain(self._settings.grace_s if grace is None else grace)
         finally:  # who cancels this call has no more patience: the grace is over
             with anyio.CancelScope(shield=True):
-                self._scope.cancel()
-                await self._over.wait()
+                if self._node is not None:
+                    await self._node.stop_working()
                 await self._close()
                 self._stopped.set()
-
-    async def _others(self) -> bool:
-        try:
-            return await self._recovery.others_live()
-        except JobkitError:
-            return False
 
     async def _close(self) -> None:
         self._running = False
         try:
-            if self._lease is not None:
-                await self._lease.end()
-                self._lease = None
+            if self._node is not None:
+                await self._node.end()
         finally:
             await self._writer.close()
             self._watch.close()
@@ -336,33 +246,12 @@ class JobManager:
             ManagerNotRunning: The manager isn't started, or is a client.
         """
         self._watch.check()
-        if not self._work:
+        if self._node is None:
             raise ManagerNotRunning("this manager is a client (work=False)", "make it a working one to run jobs")
         with anyio.fail_after(timeout):
-            async with anyio.create_task_group() as group:
-
-                async def broke_off() -> None:
-                    await self._over.wait()
-                    group.cancel_scope.cancel()
-
-                group.start_soon(broke_off)
-                await self._idle()
-                group.cancel_scope.cancel()
-        if self._over.is_set():
+            still_working = await self._node.idle()
+        if not still_working:
             raise ManagerNotRunning("the manager's own work has ended", "see its log; start it again to go on")
-
-    async def _idle(self) -> None:
-        ear = self._feed.listen()
-        await self._recovery.swept.wait()
-        while True:
-            signal = ear.signal
-            await self._worker.quiet()
-            if not await self._claimable() and not self._worker.busy:
-                return
-            await self._clock.wait(signal, IDLE_POLL_S)
-
-    async def _claimable(self) -> bool:
-        return await self._watch.read(self._store.claimable, self._registry.versions(), self._queues)
 
     # ── dispatching ──
 

@@ -89,9 +89,9 @@ class Running:
             around.node,
         )
         self.scope: anyio.CancelScope = anyio.CancelScope()
-        self.stopping = False
+        self.stopping: bool = False
         self._raised: InterruptKind | None = None
-        self.fenced = False
+        self.fenced: bool = False
         self._progress: Progress | None = None
         self._unsaved = self._unshown = False
         self._reported = self._shown = float("-inf")
@@ -102,7 +102,7 @@ class Running:
 
     def stop(self) -> None:
         """Ask the handler to stop at its next checkpoint, for a shutdown."""
-        self.stopping: bool = True
+        self.stopping = True
 
     def fence(self) -> None:
         """Let nothing that the handler says count any more."""

@@ -966,9 +966,9 @@ def test_the_output_is_found_through_generics(cls, out):
 # ── types ──
 
 
-def test_type_checkers_see_the_contract(pytestconfig):
+def test_type_checkers_see_the_contract():
     """The constructor without state, handles typed by output, wrong uses found: see typed_api.py."""
-    cache = pytestconfig.cache.mkdir("mypy")
+    root = Path(__file__).parents[2]
     command = [
         sys.executable,
         "-m",
@@ -976,8 +976,8 @@ def test_type_checkers_see_the_contract(pytestconfig):
         "--strict",
         "--config-file=",
         "--follow-imports=silent",
-        f"--cache-dir={cache}",
+        f"--cache-dir={root / '.mypy_cache' / 'typed_api'}",
         str(Path(__file__).with_name("typed_api.py")),
     ]
-    checked = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    checked = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr

@@ -18,6 +18,7 @@ from jobkit import BlockingJobContext, Job, JobContext, JobManager, JobRecord, J
 from jobkit.interfaces import Change, Claim, Claimed, Insert, Life, Register, Retire
 from jobkit.lifecycle import Cause, Standing, Transition, Trigger
 from jobkit.runtime.dispatch import DispatchOptions, check_options, new_job
+from jobkit.runtime.node import Node
 from jobkit.store import SqlStore
 from jobkit.store.dialects import boot_id
 from jobkit.testing import FakeClock
@@ -29,6 +30,12 @@ LOOK_S = 0.002
 """How often a test looks for what no event tells of."""
 
 REGISTRY = Registry()
+
+
+def node_of(manager: JobManager) -> Node:
+    """What works in a manager."""
+    assert manager._node is not None
+    return manager._node
 
 
 @job(registry=REGISTRY)

@@ -13,7 +13,18 @@ from jobkit import Job, JobContext, JobStatus, Registry, StoreUnavailable, job, 
 from jobkit.interfaces import Renew, Retire
 from jobkit.store import SqlStore
 from jobkit.testing import FakeClock, FakeThreads
-from tests.runtime.kit import DEADLINE_S, Echo, OtherProcess, Steps, StepsInThread, make, one, pass_until, store_at
+from tests.runtime.kit import (
+    DEADLINE_S,
+    Echo,
+    OtherProcess,
+    Steps,
+    StepsInThread,
+    make,
+    node_of,
+    one,
+    pass_until,
+    store_at,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -176,12 +187,12 @@ async def test_a_manager_goes_on_by_itself_when_the_database_is_back(path, clock
     async with make(store, sweep_s=1.0, **timed) as manager:
         (old,) = looking.lives()
         store.refused = (object,)
-        await pass_until(clock, lambda: manager._life is None)
+        await pass_until(clock, lambda: node_of(manager).life is None)
         back_at = clock.monotonic() + 50
         await pass_until(clock, lambda: clock.monotonic() >= back_at)
         store.refused = ()
         handle = await manager.dispatch(Echo(n=1))
-        await pass_until(clock, lambda: manager._life not in {None, old.id})
+        await pass_until(clock, lambda: node_of(manager).life not in {None, old.id})
         assert await handle.result(DEADLINE_S) == 1
     looking.close()
 
@@ -194,7 +205,7 @@ async def test_a_stop_during_a_rebirth(path, clock, timed):
     await manager.start()
     (old,) = looking.lives()
     store.refused = (Renew,)
-    await pass_until(clock, lambda: manager._life != old.id)
+    await pass_until(clock, lambda: node_of(manager).life != old.id)
     with anyio.fail_after(DEADLINE_S):
         await manager.stop()
     assert looking.lives() == []

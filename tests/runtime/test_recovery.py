@@ -19,6 +19,7 @@ from tests.runtime.kit import (
     OtherProcess,
     Steps,
     make,
+    node_of,
     one,
     pass_until,
     saved,
@@ -58,7 +59,7 @@ async def test_a_dead_owner_is_found_by_a_sweep_too(path):
     (job_id,) = other.put(Count(n=2))
     other.claim()
     async with make(path, sweep_s=0.05) as manager:
-        await until(manager._recovery.swept.is_set)
+        await until(node_of(manager).recovery.swept.is_set)
         assert (await manager.get(job_id)).status is JobStatus.RUNNING
         other.die()
         assert await manager.handle(job_id).result(DEADLINE_S) == 2
@@ -77,14 +78,14 @@ async def test_an_owner_of_which_nothing_is_known_keeps_its_lease(path, clock, m
     async with make(path, clock=clock, threads=threads, sweep_s=1.0, lease_s=1_000_000) as manager:
         handle = manager.handle(job_id)
         sweeps = []
-        sweep = manager._recovery.sweep
+        sweep = node_of(manager).recovery.sweep
 
         async def counted():
             found = await sweep()
             sweeps.append(clock.monotonic())
             return found
 
-        monkeypatch.setattr(manager._recovery, "sweep", counted)
+        monkeypatch.setattr(node_of(manager).recovery, "sweep", counted)
         await pass_until(clock, lambda: sweeps and sweeps[-1] > 20)
         assert clock.monotonic() < 30
         assert await handle.status() is JobStatus.RUNNING
@@ -105,7 +106,7 @@ async def test_a_living_owners_jobs_are_never_touched(path, clock):
     (claimed,) = other.claim()
     clock.advance(1_000)
     async with make(path, clock=clock, threads=FakeThreads(clock)) as manager:
-        await until(manager._recovery.swept.is_set)
+        await until(node_of(manager).recovery.swept.is_set)
         assert (await manager.get(job_id)).status is JobStatus.RUNNING
         state = REGISTRY.get("count").pack_state(Count(n=2))
         assert other.save(claimed, seal(job_id, 1, state)).after.checkpoint_seq == 1

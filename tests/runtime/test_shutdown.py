@@ -16,6 +16,7 @@ from tests.runtime.kit import (
     Steps,
     StepsInThread,
     make,
+    node_of,
     pass_until,
     store_at,
     stored,
@@ -30,7 +31,7 @@ async def stop_while(manager, then) -> None:
     with anyio.fail_after(DEADLINE_S):
         async with anyio.create_task_group() as group:
             group.start_soon(manager.stop)
-            await until(lambda: not manager._worker._claiming)
+            await until(lambda: not node_of(manager).worker._claiming)
             await then()
 
 
@@ -243,7 +244,7 @@ async def test_the_grace_is_counted_by_the_clock(path, gate):
     with anyio.fail_after(DEADLINE_S):
         async with anyio.create_task_group() as group:
             group.start_soon(stop)
-            await until(lambda: not manager._worker._claiming)
+            await until(lambda: not node_of(manager).worker._claiming)
             clock.advance(59)
             for _ in range(100):
                 await anyio.lowlevel.checkpoint()

@@ -16,7 +16,7 @@ from jobkit.runtime.clock import SystemThreads
 from jobkit.runtime.loops import Loop
 from jobkit.runtime.writer import Writer
 from jobkit.store import SqlStore
-from tests.runtime.kit import DEADLINE_S, Count, CountInThread, Echo, make, until
+from tests.runtime.kit import DEADLINE_S, Count, CountInThread, Echo, make, node_of, until
 
 pytestmark = pytest.mark.anyio
 
@@ -311,7 +311,7 @@ async def test_a_blocked_loop_stops_no_commit(path):
 
     def work() -> None:
         for _ in range(20):
-            manager._writer.submit_blocking(Renew(manager._life or "", 30))
+            manager._writer.submit_blocking(Renew(node_of(manager).life or "", 30))
         done.set()
 
     threading.Thread(target=work).start()
@@ -373,7 +373,7 @@ async def test_a_result_that_the_database_refuses_fails_its_job(path):
 
     async with make(Refuses(f"sqlite:///{path}"), registry=registry) as manager:
         handle = await manager.dispatch(Ends())
-        await until(lambda: not manager._worker.busy)
+        await until(lambda: not node_of(manager).worker.busy)
         await manager.run_until_idle(DEADLINE_S)
         record = await handle.record()
     assert record.status is JobStatus.FAILED
