@@ -141,21 +141,23 @@ class ContextBase:
         )  # fmt: skip
 
     def log(self, message: str, /, *, level: str = "info", **fields: object) -> None:
-        """Write a line to the job's log. Never raises.
+        """Write a line to `logging`, as the logger `jobkit.job`, under the job's name and id. Never raises.
+
+        The job's record keeps no lines; they are where the application has its log go.
 
         Args:
             message: The line.
             level: `"debug"`, `"info"`, `"warning"` or `"error"`.
-            **fields: Details, kept beside it.
+            **fields: Details; the log record has them as `fields`.
         """
         self._port.log(message, level, fields)
 
     def warn(self, message: str, /, **fields: object) -> None:
-        """Write a warning to the job's log. Never raises.
+        """Write a warning, as `log` writes a line. Never raises.
 
         Args:
             message: The line.
-            **fields: Details, kept beside it.
+            **fields: Details; the log record has them as `fields`.
         """
         self._port.log(message, "warning", fields)
 

@@ -184,7 +184,7 @@ class Job(BaseModel, Generic[Out]):
         raise NotImplementedError(f"{type(self).__name__} has no run(): define async def run(self, ctx: JobContext)")
 
     def on_resume(self, ctx: Any, /) -> Awaitable[None] | None:
-        """Called before `run` of every attempt but the first.
+        """Called before `run` of every attempt but the first: of the hooks, the one that this release calls.
 
         Args:
             ctx: The attempt's context.
@@ -192,7 +192,7 @@ class Job(BaseModel, Generic[Out]):
         return None
 
     def on_pause(self, ctx: Any, /) -> Awaitable[None] | None:
-        """Called when the job has been paused and its state is saved.
+        """For what is to be done when the job has been paused and its state is saved. This release doesn't call it.
 
         Args:
             ctx: The attempt's context.
@@ -200,7 +200,7 @@ class Job(BaseModel, Generic[Out]):
         return None
 
     def on_cancel(self, ctx: Any, /) -> Awaitable[None] | None:
-        """Called when the running job has been cancelled.
+        """For what is to be done when the running job has been cancelled. This release doesn't call it.
 
         Args:
             ctx: The attempt's context.
@@ -208,7 +208,7 @@ class Job(BaseModel, Generic[Out]):
         return None
 
     def on_failure(self, ctx: Any, failure: Any, /) -> Awaitable[None] | None:
-        """Called when `run` has failed.
+        """For what is to be done when `run` has failed. This release doesn't call it.
 
         Args:
             ctx: The attempt's context.
@@ -218,7 +218,7 @@ class Job(BaseModel, Generic[Out]):
 
 
 HOOKS: Final = {"on_resume": 1, "on_pause": 1, "on_cancel": 1, "on_failure": 2}
-"""The hooks, and how many arguments each is called with."""
+"""The hooks, and how many arguments each takes. So far `on_resume` alone is called."""
 
 
 def _refuse_if_bound(job: Job[Any], name: str) -> None:

@@ -1,4 +1,4 @@
-"""The envelope that a stored state travels in: `seal` and `unseal`.
+"""The envelope that a stored state travels in: `seal` and `unseal`, and what takes most room in it.
 
 It is an array: format, job id, class version, CRC-32 of all other bytes, state, journal. Any MessagePack reader can
 open it, and any flipped bit shows: in plain MessagePack four of five would decode silently to another value.
@@ -107,6 +107,41 @@ def unseal(data: bytes) -> Envelope:
     if not (whole and _is_map(state) and _is_map(journal)):
         raise StateCorrupt("it holds no two maps")
     return Envelope(job_id, version, state, journal)
+
+
+def largest_field(sealed: bytes) -> str:
+    """Find what takes most room in a sealed state, for a message; it reads all of it.
+
+    Args:
+        sealed: What `seal` gave.
+
+    Returns:
+        The field's name; empty if there is none.
+    """
+    try:
+        return largest_in(unseal(sealed).state)
+    except StateCorrupt:
+        return ""
+
+
+def largest_in(packed: bytes) -> str:
+    """Find what takes most room in a packed dict.
+
+    Args:
+        packed: A packed dict of fields by name.
+
+    Returns:
+        The field's name; empty if there is none.
+    """
+    parts = msgpack.Unpacker(max_buffer_size=0)
+    parts.feed(packed)
+    largest, most = "", 0
+    for _ in range(parts.read_map_header()):
+        name, start = parts.unpack(), parts.tell()
+        parts.skip()
+        if parts.tell() - start > most:
+            largest, most = str(name), parts.tell() - start
+    return largest
 
 
 def _is_map(data: bytes) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar
+from math import isfinite, isnan
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar, cast
 from uuid import UUID
 
 from jobkit.errors import InvalidFilter, InvalidJobId
@@ -44,7 +45,8 @@ class JobFilter:
     """Which jobs: every condition given must hold; of several values in one, any.
 
     Args:
-        status: A `JobStatus` or its word.
+        status: A `JobStatus` or its word; here and below, one or several. None is no condition, and so is leaving a
+            field out; a list without a value is refused, for it might be meant as "none" as well as "all".
         name: The job name.
         queue: The queue.
         user: Who started it.
@@ -56,8 +58,8 @@ class JobFilter:
         text: The beginning of id, name or label, or a part of the error; looked for among the newest 10,000.
 
     Raises:
-        InvalidFilter: An unknown field, or a value that can't be meant, such as an unknown status.
-        InvalidJobId: A parent that is not a job id.
+        InvalidFilter: An unknown field, or a value that can't be meant, such as an unknown status or a wrong type.
+        InvalidJobId: A parent's text that is not a job id.
     """
 
     status: tuple[JobStatus, ...] = ()
@@ -89,16 +91,14 @@ class JobFilter:
         for key in unknown:
             raise InvalidFilter("field", key, [one.name for one in fields(self)])
         put = object.__setattr__
-        put(self, "status", tuple(_status(word) for word in _several(status)))
-        put(self, "name", _several(name))
-        put(self, "queue", _several(queue))
-        put(self, "user", _several(user))
-        put(self, "tag", _several(tag))
-        put(self, "metadata", tuple((key, _scalar(value)) for key, value in dict(metadata or {}).items()))
+        put(self, "status", _Read(_status(word) for word in _several("status", status)))
+        for key, given in (("name", name), ("queue", queue), ("user", user), ("tag", tag)):
+            put(self, key, _Read(_text(key, value) for value in _several(key, given)))
+        put(self, "metadata", _metadata(metadata))
         put(self, "since", _time("since", since))
         put(self, "until", _time("until", until))
-        put(self, "parent", tuple(_job_id(parent_id) for parent_id in _several(parent)))
-        put(self, "text", text or None)
+        put(self, "parent", _Read(_job_id(parent_id) for parent_id in _several("parent", parent)))
+        put(self, "text", None if text is None else _text("text", text) or None)
 
     @classmethod
     def of(cls, given: JobFilter | JobStatus | str | None, keywords: Mapping[str, Any]) -> Self:
@@ -106,7 +106,7 @@ class JobFilter:
 
         Raises:
             InvalidFilter: An unknown field or value, a filter object beside keywords, or a status given twice.
-            InvalidJobId: A parent that is not a job id.
+            InvalidJobId: A parent's text that is not a job id.
         """
         if isinstance(given, cls):
             if keywords:
@@ -121,30 +121,65 @@ class JobFilter:
 
 
 def label_text(value: object) -> str:
-    """Say a metadata scalar as the text under which it is indexed: `true`, `null`, `3`, `vsphere`."""
+    """Say a metadata scalar as the text under which it is indexed: `true`, `null`, `3`, `vsphere`.
+
+    Numbers that are equal share one text: 1.0 is `1`. True is no number.
+    """
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+    if isinstance(value, float):
+        if not isfinite(value):  # in words, as it is stored
+            return "NaN" if isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        return str(int(value)) if value.is_integer() else float.__repr__(value)
+    return str(int(value)) if isinstance(value, int) else str.__str__(cast("str", value))
 
 
-def _several(value: object) -> tuple[Any, ...]:
+class _Read(tuple[Any, ...]):
+    """What a filter has read: alone in that it may be empty, for `dataclasses.replace` gives it to the filter again."""
+
+    __slots__ = ()
+
+
+def _several(name: str, value: object) -> tuple[Any, ...]:
     if value is None:
         return ()
-    if isinstance(value, str) or not isinstance(value, Iterable):  # a str is one value, not an iterable of letters
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):  # a str is no iterable of letters here
         return (value,)
-    return tuple(value)
+    values = tuple(value)
+    if not values and not isinstance(value, _Read):
+        raise InvalidFilter(name, value, ["at least one value (or leave it out)"])
+    return values
 
 
-def _status(word: JobStatus | str) -> JobStatus:
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidFilter(name, value, ["a text"])
+    return str.__str__(value)  # of an enum's member the text, not its name
+
+
+def _status(word: Any) -> JobStatus:
     try:
         return JobStatus(word)
     except ValueError:
         raise InvalidFilter("status", word, list(JobStatus)) from None
 
 
+def _metadata(given: object) -> _Read:
+    if given is None:
+        return _Read()
+    if isinstance(given, _Read) and all(isinstance(one, tuple) for one in given):
+        return given
+    if not isinstance(given, Mapping):
+        raise InvalidFilter("metadata", given, ["a mapping of names to texts, numbers, True, False or None"])
+    return _Read((_text("metadata key", key), _scalar(value)) for key, value in given.items())
+
+
 def _scalar(value: object) -> str:
     if value is None or isinstance(value, str | int | float):
-        return label_text(value)
+        try:
+            return label_text(value)
+        except ValueError:  # thousands of digits; that can't be shown either
+            value = "a number of too many digits"
     raise InvalidFilter("metadata value", value, ["a text", "a number", "True", "False", "None"])
 
 
@@ -153,10 +188,15 @@ def _time(name: str, at: datetime | None) -> datetime | None:
         return None
     if not isinstance(at, datetime):
         raise InvalidFilter(name, at, ["a datetime"])
-    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    try:
+        return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    except OverflowError:
+        raise InvalidFilter(name, at, ["a datetime from year 1 to 9999 in UTC"]) from None
 
 
-def _job_id(given: UUID | str) -> str:
+def _job_id(given: object) -> str:
+    if not isinstance(given, UUID | str):
+        raise InvalidFilter("parent", given, ["a UUID", "its text"])
     try:
         return str(UUID(str(given)))
     except ValueError:

@@ -258,6 +258,10 @@ class Store(Protocol):
         """Jobs whose owner's life is over: running or assigned there, or paused by its shutdown."""
         ...
 
+    def ended_at(self, lives: Sequence[str]) -> dict[str, datetime]:
+        """When these lives were noted as over."""
+        ...
+
     def claimable(self, versions: Mapping[str, int], queues: Sequence[str] | None) -> bool:
         """Whether a claim would find anything."""
         ...
@@ -278,8 +282,12 @@ class Store(Protocol):
 class Hold(Protocol):
     """A life's proof of being alive, held open for as long as it lives."""
 
+    def close(self) -> None:
+        """Let go, as a death would: what stays is the proof that the life is over."""
+        ...
+
     def release(self) -> None:
-        """Let go: from now on others can prove the life dead."""
+        """Let go without a trace, of a life that was never entered."""
         ...
 
 

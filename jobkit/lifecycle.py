@@ -124,6 +124,7 @@ class Cause:
         others: Whether a working life goes on: another, or this one where it isn't shutting down (saved and stopped,
             shutdown grace over).
         strike: Whether this death counts against the job (owner gone).
+        seen_at: When the owner was last known to live (owner gone); its job is not taken to have run for longer.
     """
 
     trigger: Trigger
@@ -134,6 +135,7 @@ class Cause:
     blame: Blame = "hold"
     others: bool = False
     strike: bool = False
+    seen_at: datetime | None = None
 
 
 class Transition(NamedTuple):
@@ -314,14 +316,15 @@ def _cancel(job: Standing, _: Cause, now: datetime) -> Standing:
 
 
 def _owner_gone(job: Standing, cause: Cause, now: datetime) -> Standing:
+    ended_at = now if cause.seen_at is None else min(now, cause.seen_at)
     job = job._replace(crash_count=job.crash_count + cause.strike)
-    if (asked := _honour(job, now)) is not None:
+    if (asked := _honour(job, ended_at)) is not None:
         return asked
     if not job.resumable:
-        return _leave(job, LOST, now)
+        return _leave(job, LOST, ended_at)
     if cause.strike and job.crash_count >= STRIKES:
-        return _leave(job, HELD, now, "crash_loop")
-    return _leave(job, QUEUED, now)
+        return _leave(job, HELD, ended_at, "crash_loop")
+    return _leave(job, QUEUED, ended_at)
 
 
 def _hold(job: Standing, cause: Cause, now: datetime) -> Standing:

@@ -60,9 +60,11 @@ def _hyphened(digits: str) -> str:
     return digits
 
 
-def several(given: Iterable[str] | None) -> list[str]:
-    """Read an option that may be repeated, and hold several words with commas."""
-    return [word for one in given or () for part in one.split(",") if (word := part.strip())]
+def several(given: Iterable[str] | None) -> list[str] | None:
+    """Read an option that may be repeated, and hold several words with commas; None if it was not given."""
+    if given is None:
+        return None
+    return [word for one in given for part in one.split(",") if (word := part.strip())]
 
 
 def pairs(given: Iterable[str] | None) -> dict[str, str]:

@@ -160,7 +160,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 def _not_ours(error: BaseException, *, stopped: bool) -> bool:
     """Whether an exception is the process's or the loop's, not the handler's."""
-    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+    if isinstance(error, KeyboardInterrupt | SystemExit):
         return True
     return stopped and _is_cancellation(error)
 

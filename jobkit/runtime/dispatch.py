@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict
 
 from pydantic_core import PydanticSerializationError, to_json
 
-from jobkit.envelope import seal
-from jobkit.errors import InvalidOption
+from jobkit.bounds import MAX_BYTES
+from jobkit.envelope import largest_in, seal
+from jobkit.errors import InvalidOption, InvalidParams
 from jobkit.interfaces import NewJob
 
 if TYPE_CHECKING:
@@ -80,9 +81,17 @@ def check_options(options: DispatchOptions) -> Options:
     )
 
 
-def new_job(job_type: JobType, job: Job[Any], job_id: str, options: Options) -> NewJob:
-    """Make what is stored of a job."""
+def new_job(
+    job_type: JobType, job: Job[Any], job_id: str, options: Options, max_params_bytes: int = MAX_BYTES
+) -> NewJob:
+    """Make what is stored of a job; its packed parameters may have so many bytes."""
     params = job_type.pack_params(job)
+    if len(params) > max_params_bytes:
+        problem = (
+            f"it is the largest of parameters that are {len(params):,} bytes together, the limit is "
+            f"{max_params_bytes:,}: put bulk data into a file and give its path, or raise the setting max_state_bytes"
+        )
+        raise InvalidParams(job_type.name, {largest_in(params): problem})
     return NewJob(
         id=job_id,
         name=job_type.name,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from typing import TYPE_CHECKING, Final
-from weakref import WeakSet
+from weakref import ref
 
 import anyio
 
@@ -50,7 +50,7 @@ class Feed:
 
     def __init__(self, observers: Sequence[Observer] = ()) -> None:
         self._observers = observers
-        self._ears: dict[str | None, WeakSet[Ear]] = {}
+        self._ears: dict[str | None, set[ref[Ear]]] = {}
         self.queued: anyio.Event = anyio.Event()
 
     @property
@@ -61,7 +61,14 @@ class Feed:
     def listen(self, job_id: str | None = None) -> Ear:
         """Hear of one job, or of all, for as long as the answer is kept."""
         ear = Ear()
-        self._ears.setdefault(job_id, WeakSet()).add(ear)
+        ears = self._ears.setdefault(job_id, set())
+
+        def gone(kept: ref[Ear]) -> None:
+            ears.discard(kept)
+            if not ears and self._ears.get(job_id) is ears:
+                del self._ears[job_id]
+
+        ears.add(ref(ear, gone))
         return ear
 
     def heard(self, transitions: list[Transition]) -> None:
@@ -87,10 +94,7 @@ class Feed:
                 ear.call()
 
     def _listeners(self, job_id: str | None) -> list[Ear]:
-        ears = list(self._ears.get(job_id, ()))
-        if not ears:
-            self._ears.pop(job_id, None)
-        return ears
+        return [ear for kept in tuple(self._ears.get(job_id, ())) if (ear := kept()) is not None]
 
     def close(self) -> None:
         """Wake everybody, for there will be nothing more to hear."""

@@ -32,11 +32,13 @@ class JobHandle(Generic[Out_co]):
 
     Attributes:
         id: The job's id.
+        name: Its registered name; None for a handle that was made from a bare id, whose record tells.
     """
 
-    def __init__(self, watch: Watch, job_id: UUID) -> None:
+    def __init__(self, watch: Watch, job_id: UUID, name: str | None = None) -> None:
         """Made by a manager; see `JobManager.handle`."""
         self._watch = watch
+        self.name: str | None = name
         self.id = job_id
 
     def __repr__(self) -> str:

@@ -64,7 +64,8 @@ class Lease:
         try:
             await self._writer.submit(Register(self.life, self._lease_s))
         except BaseException:
-            self.forsake()
+            if self._hold is not None:
+                self._hold.release()
             raise
         self._threads.start(self._renew, "jobkit lease")
 
@@ -74,14 +75,14 @@ class Lease:
         try:
             await self._writer.submit(Retire(self.life.id))
         except StoreUnavailable as error:
-            log.warning("the end of this life could not be noted (%s); others will find it by its lease", error)
+            log.warning("the end of this life could not be noted (%s); others will find it by its lock", error)
         self.forsake()
 
     def forsake(self) -> None:
         """Let the lock go without a word: the loop has ended under this life, and others may take over."""
         self._stop.set()
         if self._hold is not None:
-            self._hold.release()
+            self._hold.close()
             self._hold = None
 
     def _renew(self) -> None:

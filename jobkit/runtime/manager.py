@@ -268,6 +268,7 @@ class JobManager:
         Raises:
             InvalidJob: Its class isn't decorated.
             InvalidOption: An option's value can't be stored.
+            InvalidParams: Its parameters are over the setting `max_state_bytes`.
             KeyConflict: The key was used for other parameters.
             SerializationError: A parameter holds what can't be stored.
             StoreUnavailable: Nothing was stored; or, after a lost connection, it isn't known: repeat it with the same
@@ -330,13 +331,14 @@ class JobManager:
         self._watch.check()
         checked = check_options(options)
         types = [self._registry.type_of(job) for job in jobs]
-        new = [new_job(kind, job, str(self._ids.new()), checked) for kind, job in zip(types, jobs, strict=True)]
+        limit = self._settings.max_state_bytes
+        new = [new_job(kind, job, str(self._ids.new()), checked, limit) for kind, job in zip(types, jobs, strict=True)]
         if not new:
             return []
-        for kind, job in zip(types, jobs, strict=True):
-            kind.bind(job)
         stored: tuple[Stored, ...] = await self._writer.submit(Insert(tuple(new)))
-        return [JobHandle(self._watch, UUID(one.id)) for one in stored]
+        for kind, job in zip(types, jobs, strict=True):  # only now: what was refused may be changed and tried again
+            kind.bind(job)
+        return [JobHandle(self._watch, UUID(one.id), job.name) for one, job in zip(stored, new, strict=True)]
 
     # ── asking ──
 
@@ -380,10 +382,13 @@ class JobManager:
             **fields: The fields of a `JobFilter`, instead of one.
 
         Raises:
-            InvalidFilter: An unknown field, status, cursor or limit.
+            InvalidFilter: An unknown field, status, cursor or limit, or a value of a wrong type.
+            InvalidJobId: A parent's text that is not a job id.
         """
-        if not 1 <= limit <= MAX_PAGE:
+        if not _is_whole(limit) or not 1 <= limit <= MAX_PAGE:
             raise InvalidFilter("limit", limit, [f"a number from 1 to {MAX_PAGE}"])
+        if cursor is not None and not isinstance(cursor, str):
+            raise InvalidFilter("cursor", cursor, ["the next_cursor of a page", "None"])
         where = JobFilter.of(filter, fields)
         return await self._watch.read(self._store.page, where, limit, cursor)
 
@@ -399,7 +404,8 @@ class JobManager:
             **fields: The fields of a `JobFilter`, instead of one.
 
         Raises:
-            InvalidFilter: An unknown field or status.
+            InvalidFilter: An unknown field or status, or a value of a wrong type.
+            InvalidJobId: A parent's text that is not a job id.
         """
         return await self._watch.read(self._store.stats, JobFilter.of(filter, fields))
 
@@ -444,7 +450,13 @@ class JobManager:
         return self._data_dir
 
 
+def _is_whole(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
+
+
 def _at_least_one(concurrency: int) -> int:
+    if not _is_whole(concurrency):
+        raise InvalidSettings({"concurrency": f"{concurrency!r} is no whole number"})
     if concurrency < 1:
         problem = f"{concurrency} is less than 1; write work=False for a manager that runs nothing"
         raise InvalidSettings({"concurrency": problem})

@@ -34,6 +34,9 @@ log: logging.Logger = logging.getLogger("jobkit")
 
 IDLE_POLL_S: Final = 0.02
 
+LEFT_BEHIND_S: Final = 1.0
+"""How long to wait for the loops to end; only a handler that can't be stopped keeps them longer."""
+
 REBIRTH_S: Final = 1.0
 """How long to wait before trying again to begin a new life."""
 
@@ -94,7 +97,7 @@ class Node:
             claimable=self._claimable,
         )
         self.recovery: Recovery = Recovery(
-            store, around.writer, around.clock, watch.read, lambda: self.life, settings.sweep_s
+            store, around.writer, around.clock, watch.read, lambda: self.life, settings.lease_s, settings.sweep_s
         )
 
     @property
@@ -160,29 +163,19 @@ class Node:
                 self._around.writer.post(Retire(self._lease.life.id))
                 self._lease.forsake()
             self._over.set()
+            self.recovery.swept.set()
 
     async def idle(self) -> bool:
         """Wait until nothing is claimable and nothing runs; answer False if the work here has ended instead."""
-        async with anyio.create_task_group() as group:
-
-            async def broke_off() -> None:
-                await self._over.wait()
-                group.cancel_scope.cancel()
-
-            group.start_soon(broke_off)
-            await self._until_idle()
-            group.cancel_scope.cancel()
-        return not self._over.is_set()
-
-    async def _until_idle(self) -> None:
         ear = self._around.feed.listen()
         await self.recovery.swept.wait()
-        while True:
+        while not self._over.is_set():
             signal = ear.signal
             await self.worker.quiet()
             if not await self._claimable() and not self.worker.busy:
-                return
+                return not self._over.is_set()
             await self._around.clock.wait(signal, IDLE_POLL_S)
+        return False
 
     async def _claimable(self) -> bool:
         return await self._watch.read(self._store.claimable, self._registry.versions(), self._queues)
@@ -198,9 +191,10 @@ class Node:
         await self.worker.drain(grace_s)
 
     async def stop_working(self) -> None:
-        """End the loops."""
+        """End the loops; what can't be stopped is left behind."""
         self._scope.cancel()
-        await self._over.wait()
+        with anyio.move_on_after(LEFT_BEHIND_S):
+            await self._over.wait()
 
     async def end(self) -> None:
         """End the present life."""

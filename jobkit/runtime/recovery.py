@@ -8,6 +8,7 @@ is proven dead by its lock, another one is taken for dead when its lease has run
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from jobkit.interfaces import Clock, Life, Store
+    from jobkit.lifecycle import Standing
     from jobkit.runtime.writer import Writer
 
 log: logging.Logger = logging.getLogger("jobkit.recovery")
@@ -41,6 +43,7 @@ class Recovery:
         clock: Clock,
         read: Callable[..., Awaitable[Any]],
         own_life: Callable[[], str | None],
+        lease_s: float,
         sweep_s: float,
     ) -> None:
         """Prepare; `run` sweeps.
@@ -51,10 +54,13 @@ class Recovery:
             clock: Time between sweeps.
             read: Calls a reading function off the event loop.
             own_life: The id of the present life.
+            lease_s: How long a lease holds: an owner is known to have lived when it began.
             sweep_s: Seconds between sweeps.
         """
         self._store, self._writer, self._clock, self._read = store, writer, clock, read
         self._own_life, self._sweep_s = own_life, sweep_s
+        self._lease = timedelta(seconds=lease_s)
+        self._seen: dict[str, datetime] = {}
         self.swept: anyio.Event = anyio.Event()
         self._due = anyio.Event()
 
@@ -91,14 +97,18 @@ class Recovery:
             over = life.id != self._own_life() and await self._read(self._is_over, life, now)
             if over and await self._writer.submit(Retire(life.id)):
                 log.info("the life %s of node %s (process %s) is over", life.id, life.node, life.pid)
+            if over and life.lease_until is not None:
+                self._seen[life.id] = life.lease_until - self._lease
         moved = 0
         while orphans := await self._read(self._store.orphans, PORTION):
-            changes = [Change(job.id, _CAUSE[job.status], job) for job in orphans if job.status in _CAUSE]
+            await self._look_up({job.life for job in orphans if job.life is not None} - self._seen.keys())
+            changes = [Change(job.id, self._cause(job), job) for job in orphans if job.status in _TRIGGER]
             answers = await self._writer.submit_all(changes)
             done = sum(not isinstance(answer, Exception) for answer in answers)
             moved += done
             if not done:
                 break
+        self._seen.clear()
         if moved:
             log.info("%s jobs of owners that are gone were put back in the line", moved)
         return moved
@@ -113,13 +123,21 @@ class Recovery:
 
         return bool(await self._read(found))
 
+    async def _look_up(self, lives: set[str]) -> None:
+        """Learn when lives ended that somebody else has noted as over."""
+        if lives:
+            self._seen.update(await self._read(self._store.ended_at, list(lives)))
+
+    def _cause(self, job: Standing) -> Cause:
+        return Cause(_TRIGGER[job.status], seen_at=self._seen.get(job.life or ""))
+
     def _is_over(self, life: Life, now: datetime) -> bool:
         dead = self._store.prove_dead(life)
         return dead if dead is not None else life.lease_until is None or life.lease_until < now
 
 
-_CAUSE: Final = {
-    JobStatus.RUNNING: Cause(Trigger.OWNER_GONE),
-    JobStatus.ASSIGNED: Cause(Trigger.OWNER_GONE),
-    JobStatus.PAUSED: Cause(Trigger.RESUME),
+_TRIGGER: Final = {
+    JobStatus.RUNNING: Trigger.OWNER_GONE,
+    JobStatus.ASSIGNED: Trigger.OWNER_GONE,
+    JobStatus.PAUSED: Trigger.RESUME,
 }

@@ -15,7 +15,8 @@ from uuid import UUID
 
 import anyio
 
-from jobkit.errors import LeaseLost, SerializationError, StateTooLarge, StoreUnavailable
+from jobkit.envelope import largest_field
+from jobkit.errors import JobkitError, LeaseLost, SerializationError, StateTooLarge, StoreUnavailable
 from jobkit.executors.handler import failure_of
 from jobkit.interfaces import (
     Attempt,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from jobkit.interfaces import Claimed, Clock, Executor, InterruptKind, Middleware, Outcome
-    from jobkit.lifecycle import Standing, Transition
+    from jobkit.lifecycle import Standing
     from jobkit.model import Json, Progress
     from jobkit.runtime.feed import Feed
     from jobkit.runtime.loops import Loop
@@ -114,7 +115,13 @@ class Running:
         """Save a sealed state; see `Link.save`."""
         async with self._one_save:
             change = self._checkpoint(state)
-            self._saved(await self._asked(self._around.writer.submit(change)), len(state))
+            with anyio.CancelScope(shield=True):  # the next checkpoint builds on what came of this one
+                try:
+                    self.standing = (await self._around.writer.submit(change)).after
+                except LeaseLost:
+                    self.fenced = True
+                    raise
+            self._stop_if_due(len(state))
 
     def save_blocking(self, state: bytes) -> None:
         """Save a sealed state from a thread; see `Link.save`."""
@@ -125,25 +132,17 @@ class Running:
             except LeaseLost:
                 self.fenced = True
                 raise
-            self._saved(transition, len(state))
-
-    async def _asked(self, answer: Awaitable[Any]) -> Transition:
-        try:
-            transition: Transition = await answer
-        except LeaseLost:
-            self.fenced = True
-            raise
-        return transition
+            self.standing = transition.after
+            self._stop_if_due(len(state))
 
     def _checkpoint(self, state: bytes) -> Change:
         if self.fenced:
             raise LeaseLost(self.standing.id, self.standing.attempt)
         if len(state) > self._around.max_state_bytes:
-            raise StateTooLarge(len(state), self._around.max_state_bytes)
+            raise StateTooLarge(len(state), self._around.max_state_bytes, largest_field(state))
         return Change(self.standing.id, CHECKPOINT, self.standing, state=state, progress=self._take_progress())
 
-    def _saved(self, transition: Transition, size: int) -> None:
-        self.standing = transition.after
+    def _stop_if_due(self, size: int) -> None:
         self._tell("checkpoint", {"seq": self.standing.checkpoint_seq, "bytes": size})
         kind = self.due()
         if kind is not None:
@@ -209,10 +208,11 @@ class Running:
 
     def folder(self, *, of_attempt: bool) -> Path:
         """Make the job's folder, or that of this attempt, and answer its path."""
-        path = self._around.data_dir() / "jobs" / self.standing.id
-        if of_attempt:
-            path /= str(self.standing.attempt)
+        path = self._around.data_dir()
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in ("jobs", self.standing.id, *([str(self.standing.attempt)] if of_attempt else [])):
+            path /= name
+            path.mkdir(mode=0o700, exist_ok=True)  # one by one: what `parents` makes on the way is open to others
         return path
 
     @property
@@ -304,13 +304,23 @@ async def _finish(running: Running, outcome: Outcome | None, others: Callable[[]
     try:
         try:
             await writer.submit(change)
-        except (SerializationError, StoreUnavailable) as error:  # not to stay running for a result that can't be stored
+        except SerializationError as error:  # a job must not stay running for a result that can't be stored
             failure = Failure(type(error).__name__, f"what came of the handler could not be stored: {error}")
             await writer.submit(Change(job.id, Cause(Trigger.FAIL), job, failure=failure))
     except StoreUnavailable as error:
         log.error("%s has ended, but that could not be stored: %s", who, error)  # noqa: TRY400  no trace to show
     except LeaseLost:
         log.warning("%s ended after it had lost its lease; nothing was changed", who)
+
+
+async def give_back(running: Running, others: Callable[[], bool]) -> None:
+    """Give back the job of a handler that goes on and can't be stopped."""
+    running.fence()
+    change = Change(running.standing.id, Cause(Trigger.GRACE_OVER, others=others()), running.standing)
+    try:
+        await running._around.writer.submit(change)  # noqa: SLF001  one module, one attempt
+    except JobkitError as error:
+        log.warning("%s %s could not be given back: %s", running.name, running.standing.id, error)
 
 
 def _last_change(running: Running, outcome: Outcome | None, others: Callable[[], bool]) -> Change | None:
@@ -329,8 +339,11 @@ def _last_change(running: Running, outcome: Outcome | None, others: Callable[[],
         case Interrupted():
             here = not running.stopping  # what it stopped for was taken back meanwhile: this life goes on with it
             return Change(job.id, Cause(Trigger.STOPPED, others=here or others()), job, progress=progress)
-        case Fenced():
+        case Fenced() if running.fenced:
             return None
+        case Fenced():
+            failure = Failure("LeaseLost", "the handler or a middleware said so, but the attempt holds its job")
+            return Change(job.id, Cause(Trigger.FAIL), job, failure=failure, progress=progress)
         case None:
             return Change(job.id, Cause(Trigger.GRACE_OVER, others=others()), job, progress=progress)
 

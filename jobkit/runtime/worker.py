@@ -36,6 +36,10 @@ FORCED_S: Final = 5.0
 """How long handlers that are stopped by force may take to clean up, at least; what goes on after it is left behind."""
 
 
+LAST_WRITES_S: Final = 1.0
+"""How long the last writes may take after that, if the database is away."""
+
+
 class Order:
     """A claim that waits in the writer for a commit that brings work; also its answer."""
 
@@ -93,7 +97,7 @@ class Worker:
         self._middleware, self._others, self._claimable = middleware, others, claimable
         self._changed = anyio.Event()
         self._claiming = True
-        self._asking = self._ordered = False
+        self._asking = self._ordered = self._complaining = False
         self._queued = around.feed.queued
         self.running: dict[str, Running] = {}
 
@@ -109,14 +113,27 @@ class Worker:
                 if not room:
                     await self._changed.wait()
                     continue
-                claimed = await (self._stand_by(room) if exhausted else self._claim(room))
+                try:
+                    claimed = await (self._stand_by(room) if exhausted else self._claim(room))
+                except Exception as error:  # noqa: BLE001  a wall: whatever a look for work met, the next is due
+                    self._complain(error)
+                    claimed = []
+                else:
+                    self._complaining = False
                 exhausted = len(claimed) < room
                 for one in claimed:
+                    if one.transition.after.life != self._life():
+                        continue  # claimed by a life that was lost meanwhile: the next sweep puts it back
                     running = Running(one, self._around)
                     if not self._claiming:
                         running.stop()
                     self.running[one.transition.after.id] = running
                     group.start_soon(self._run_one, running, name=f"{one.name} {one.transition.after.id}")
+
+    def _complain(self, error: Exception) -> None:
+        if not self._complaining:
+            log.warning("work can't be looked for, which will be tried again: %s", error)
+        self._complaining = True
 
     def _wish(self, room: int) -> Claim | None:
         life, versions = self._life(), self._registry.versions()
@@ -225,7 +242,17 @@ class Worker:
             with anyio.CancelScope(shield=True):
                 for running in self.running.values():
                     running.scope.cancel()
-                await self._quiet(max(grace_s, FORCED_S))
+                await self._quiet(FORCED_S)
+                self._around.writer.lose_patience()
+                await self._quiet(LAST_WRITES_S)
+                await self._leave_behind()
+
+    async def _leave_behind(self) -> None:
+        """Give back the jobs of handlers that can't be stopped; what these do from now on counts for nothing."""
+        for running in list(self.running.values()):
+            if not running.fenced:
+                log.error("%s %s: its handler can't be stopped and is left behind", running.name, running.standing.id)
+                await runner.give_back(running, self._others)
 
     async def quiet(self) -> None:
         """Wait until nothing runs or is being claimed."""

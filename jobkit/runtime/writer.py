@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import anyio
 
-from jobkit.errors import StoreUnavailable
+from jobkit.errors import SerializationError, StoreUnavailable
 from jobkit.interfaces import Change, Claim, Claimed, Insert
 from jobkit.lifecycle import Transition
 
@@ -105,6 +105,10 @@ class Writer:
     def start(self) -> None:
         """Start the thread."""
         self._threads.start(self._run, "jobkit writer")
+
+    def lose_patience(self) -> None:
+        """Keep no write for another try from now on: who waits for it is told that the database is away."""
+        self._stop.set()
 
     async def close(self) -> None:
         """Commit what waits, then end the thread; what can't be committed at once is told to its caller."""
@@ -277,9 +281,7 @@ def _patient(write: Write) -> bool:
     return isinstance(write, Change) and write.expected is not None
 
 
-def _unexpected(error: Exception) -> StoreUnavailable:
-    unavailable = StoreUnavailable(
-        f"the batch failed ({type(error).__name__}: {error})", "nothing of it was written; try again"
-    )
-    unavailable.__cause__ = error
-    return unavailable
+def _unexpected(error: Exception) -> SerializationError:
+    refused = SerializationError("a write", f"the store failed on it ({type(error).__name__}: {error})")
+    refused.__cause__ = error
+    return refused

@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 
 log: logging.Logger = logging.getLogger("jobkit.store")
 
+CLOSING_S: Final = 1.0
+"""How long to queue for closing: tidying up is better done alone, but need not be."""
+
 BUSY_S: Final = 30.0
 READERS: Final = 4
 WAL_CHECKPOINT_ROWS: Final = 4_000
@@ -214,8 +217,8 @@ class Sqlite:
             self._leave_to_parent()
             return
         with self._mutex, contextlib.ExitStack() as stack:
-            with contextlib.suppress(StoreUnavailable):  # tidying up is better done alone, but need not be
-                stack.enter_context(self._queued())
+            with contextlib.suppress(StoreUnavailable):
+                stack.enter_context(self._queued(CLOSING_S))
             if self._connection is not None:
                 with contextlib.suppress(DBAPIError):
                     self._connection.close()
@@ -354,16 +357,17 @@ class Sqlite:
             raise
 
     @contextlib.contextmanager
-    def _queued(self) -> Iterator[None]:
+    def _queued(self, within_s: float | None = None) -> Iterator[None]:
+        within_s = self._busy_s if within_s is None else within_s
         if self._queue is None:
             yield
             return
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(self._queue.held(self._busy_s))
+                stack.enter_context(self._queue.held(within_s))
             except TimeoutError:
                 raise StoreUnavailable(
-                    f"{self.location}: another process has been writing for {self._busy_s:g} s",
+                    f"{self.location}: another process has been writing for {within_s:g} s",
                     "look for one that is stopped or hangs; work goes on by itself once it does, or is ended",
                 ) from None
             yield

@@ -96,14 +96,14 @@ class FileLock:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Let go, for others to take."""
+        """Let go, for others to take; the file stays, since a free lock is the proof that its holder is gone."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
         _open_locks.discard(self)
 
     def release(self) -> None:
-        """Let go for good: the file goes too, while it is still locked, so that nobody locks a nameless file."""
+        """Let go, and remove the file too: of a lock that proves nothing, since its life was never entered."""
         if self._fd >= 0:
             with contextlib.suppress(OSError):
                 self._path.unlink()

@@ -190,6 +190,12 @@ class Queries:
         with self._database.reading() as connection:
             return [standing_of(row) for row in connection.execute(query)]
 
+    def ended_at(self, over: Sequence[str]) -> dict[str, datetime]:
+        """When these lives were noted as over."""
+        query = select(lives.c.id, lives.c.ended_at).where(lives.c.id.in_(over), lives.c.ended_at.is_not(None))
+        with self._database.reading() as connection:
+            return {life: at for life, text in connection.execute(query) if (at := time_of(text)) is not None}
+
     def claimable(self, versions: Mapping[str, int], served: Sequence[str] | None) -> bool:
         """Whether a claim would find anything."""
         known = runnable(list(versions.items()))

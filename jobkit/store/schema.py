@@ -113,6 +113,8 @@ jobs: Final = Table(
     CheckConstraint(_one_of("status", list(JobStatus)), name="ck_jobs_status"),
     CheckConstraint(_one_of("wanted", ["pause", "cancel"]), name="ck_jobs_wanted"),
     CheckConstraint("attempt >= 0", name="ck_jobs_attempt"),
+    # SQLite stores any value in any column, and takes a text to be more than every number
+    CheckConstraint("typeof(attempt) = 'integer'", name="ck_jobs_attempt_type").ddl_if(dialect="sqlite"),
 )
 
 Index("ix_jobs_claim", jobs.c.queue, jobs.c.rank, sqlite_where=jobs.c.rank.is_not(None))

@@ -1201,7 +1201,7 @@ def _filters(records: Sequence[JobRecord], *, changing: bool = False) -> st.Sear
         texts += ["OSError", "rror: b"]
 
     def some(values: Sequence[Any]) -> st.SearchStrategy[Any]:
-        return st.sampled_from(values) | st.lists(st.sampled_from(values), max_size=3)
+        return st.sampled_from(values) | st.lists(st.sampled_from(values), min_size=1, max_size=3)
 
     fields: dict[str, st.SearchStrategy[Any]] = {
         "name": some([*NAMES, "unheard-of"]),

@@ -116,6 +116,7 @@ def test_nothing_found_is_said(jobkit, database):
         (["--since", "yesterday"], "2h"),
         (["--limit", "0"], "1000"),
         (["--cursor", "xyz"], "cursor"),
+        (["--status", ","], "at least one value"),
         (["--json", "--jsonl"], "take one"),
     ],
 )

@@ -30,7 +30,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from jobkit.bounds import MAX_NODES
 from jobkit.canonical import canonical
 from jobkit.codec import Codec
-from jobkit.envelope import EMPTY_MAP, Envelope, seal, unseal
+from jobkit.envelope import EMPTY_MAP, Envelope, largest_field, seal, unseal
 from jobkit.errors import InvalidJob, SerializationError, StateCorrupt
 from jobkit.plain import decode_plain, plain
 
@@ -690,6 +690,15 @@ def test_every_flipped_bit_is_detected() -> None:
                 unseal(sealed[:length])
         with pytest.raises(StateCorrupt):
             unseal(sealed + b"\0")
+
+
+def test_the_largest_field_is_named() -> None:
+    """What takes most room in a state is told, of any kind and wherever it stands; of nothing, nothing."""
+    fields: dict[str, object] = {"a": 1, "much": [{"x": n} for n in range(50)], "path": File(path=Path("p" * 30))}
+    assert largest_field(seal(JOB, 1, CODEC.pack(fields))) == "much"
+    assert largest_field(seal(JOB, 1, CODEC.pack({**fields, "z": b"x" * 9_000}))) == "z"
+    for nothing in (seal(JOB, 1, EMPTY_MAP), b"", b"x", seal(JOB, 1, CODEC.pack(fields))[:-1]):
+        assert largest_field(nothing) == ""
 
 
 def test_any_messagepack_reader_opens_it() -> None:

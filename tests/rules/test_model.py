@@ -195,6 +195,10 @@ def test_what_is_no_time_is_refused(field, value):
         (1, "1"),
         (0, "0"),
         (2.5, "2.5"),
+        (1.0, "1"),
+        (-0.0, "0"),
+        (1e22, "10000000000000000000000"),
+        (float("inf"), "Infinity"),
         (True, "true"),
         (False, "false"),
         (None, "null"),
@@ -206,11 +210,61 @@ def test_metadata_is_matched_as_text(value, text):
     assert JobFilter(metadata={"provider": value}).metadata == (("provider", text),)
 
 
-@pytest.mark.parametrize("value", [["vsphere"], {"a": 1}, b"vsphere"])
+@given(st.integers(-(10**30), 10**30) | st.floats(allow_nan=False), st.integers(-(10**30), 10**30) | st.floats())
+def test_equal_numbers_share_one_text(one: float, other: float):
+    """Numbers that are equal are found by each other, whole or not; others never are."""
+    assert (label_text(one) == label_text(other)) is (one == other)
+    if isinstance(one, int) and float(one) == one:
+        assert label_text(float(one)) == label_text(one)
+
+
+@pytest.mark.parametrize("value", [["vsphere"], {"a": 1}, b"vsphere", pytest.param(10**5_000, id="huge")])
 def test_only_scalars_of_metadata_can_be_filtered(value):
     """Nested metadata has no index: to ask for it is an error, not an empty answer."""
     with pytest.raises(InvalidFilter, match="metadata value"):
         JobFilter(metadata={"provider": value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        *((field, value, "a text") for field in ("name", "queue", "user", "tag") for value in (5, b"x", ["x", 5])),
+        ("text", 5, "a text"),
+        ("text", ["x"], "a text"),
+        ("text", b"", "a text"),
+        ("metadata", "x", "a mapping"),
+        ("metadata", [("a", 1)], "a mapping"),
+        ("metadata", 0, "a mapping"),
+        ("parent", 5, "a UUID"),
+        ("parent", [ID, None], "a UUID"),
+        ("status", 5, "queued"),
+        ("status", b"queued", "queued"),
+        ("since", datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=5))), "a datetime"),
+    ],
+)
+def test_a_wrong_type_is_refused(field, value, allowed):
+    """A value of a wrong type is an error that names the field and what it takes, whichever field it is."""
+    with pytest.raises(InvalidFilter, match=rf"no {field} of a job filter; one of: .*{allowed}") as refusal:
+        of_keywords(**{field: value})
+    assert refusal.value.field == field
+
+
+def test_a_key_of_metadata_is_a_text():
+    """A key that is no text is refused: JSON has none."""
+    wrong: Any = {1: "x"}
+    with pytest.raises(InvalidFilter, match="metadata key"):
+        JobFilter(metadata=wrong)
+
+
+@pytest.mark.parametrize("field", ["status", "name", "queue", "user", "tag", "parent"])
+def test_an_empty_list_is_refused(field):
+    """No value at all may be meant as none or as all: the caller has to say."""
+    empties: list[Any] = [[], (), set(), {}, iter(())]
+    for empty in empties:
+        with pytest.raises(InvalidFilter, match="at least one value") as refusal:
+            of_keywords(**{field: empty})
+        assert refusal.value.field == field
+    assert JobFilter(metadata={}) == JobFilter()  # all of none do match
 
 
 def test_a_parent_is_a_job_id():

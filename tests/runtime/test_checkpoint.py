@@ -99,7 +99,9 @@ async def test_a_state_that_is_too_large_fails_cleanly(path):
 
     @job("grows", registry=registry)
     class Grows(Job[int]):
+        before: list[int] = state(default_factory=lambda: list(range(100)))
         data: bytes = state(b"")
+        after: str = state("x" * 200)
 
         async def run(self, ctx: JobContext) -> int:
             await ctx.checkpoint()
@@ -112,6 +114,7 @@ async def test_a_state_that_is_too_large_fails_cleanly(path):
         with pytest.raises(JobFailed, match="StateTooLarge") as raised:
             await handle.result(DEADLINE_S)
         assert "data_dir" in raised.value.failure.message
+        assert "its largest field is data" in raised.value.failure.message
         assert (await handle.record()).checkpoint_seq == 1
 
 

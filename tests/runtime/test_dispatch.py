@@ -20,6 +20,7 @@ from jobkit import (
     ManagerNotRunning,
     Priority,
     Registry,
+    StoreUnavailable,
     UnknownJob,
     job,
     state,
@@ -294,6 +295,68 @@ async def test_parameters_are_frozen_once_dispatched(client):
             many.n = 3
         count.done = 7  # state is not frozen
         assert (await handle.record()).params == {"n": 2}
+
+
+async def test_what_was_refused_is_not_frozen(client, monkeypatch):
+    """A job that the store refused may be changed and dispatched again; one that was stored before stays frozen."""
+    async with client:
+        stored_job, echo, other = Echo(n=1), Echo(n=2), Echo(n=3)
+        await client.dispatch(stored_job, key="k")
+        with pytest.raises(KeyConflict):
+            await client.dispatch(echo, key="k")
+        with pytest.raises(KeyConflict):
+            await client.dispatch_many([stored_job, other], key="k")
+        echo.n = other.n = 1
+        assert (await client.dispatch(echo, key="k")).id == (await client.dispatch(other, key="k")).id
+        for one in (stored_job, echo, other):
+            with pytest.raises(FrozenParameter):
+                one.n = 4
+
+        async def refuse(_write):
+            raise StoreUnavailable("the disk is full", "make room")
+
+        unlucky = Echo(n=1)
+        monkeypatch.setattr(client._writer, "submit", refuse)
+        with pytest.raises(StoreUnavailable):
+            await client.dispatch(unlucky)
+        monkeypatch.undo()
+        unlucky.n = 2
+
+
+async def test_parameters_have_a_largest_size(path):
+    """Parameters over the limit are refused before anything is stored, with what to do and the largest of them."""
+    registry = Registry()
+
+    @job("takes_much", registry=registry)
+    class TakesMuch(Job[int]):
+        first: str = "x" * 100
+        data: bytes
+        last: str = ""
+
+        async def run(self, ctx: JobContext) -> int:
+            return 0
+
+    async with make(path, registry=registry, work=False, max_state_bytes=4_000) as client:
+        for dispatch in (
+            client.dispatch(TakesMuch(data=bytes(5_000))),
+            client.dispatch_by_name("takes_much", {"data": "x" * 5_000}),
+            client.dispatch_many([TakesMuch(data=b""), TakesMuch(data=bytes(5_000))]),
+        ):
+            with pytest.raises(InvalidParams, match=r"data: .* the limit is 4,000: .*max_state_bytes") as raised:
+                await dispatch
+            assert list(raised.value.fields) == ["data"]
+        assert (await client.stats()).total == 0
+        await client.dispatch(TakesMuch(data=bytes(3_000)))
+
+
+@pytest.mark.parametrize("params", [["a"], "n", 5, [("n", 1)], [], 0])
+async def test_parameters_by_name_are_a_mapping(client, params):
+    """Parameters that are no mapping are refused as any that don't fit, and the error says what to give."""
+    async with client:
+        for dispatch in (client.dispatch_by_name("echo", params), client.dispatch_many([("echo", params)])):
+            with pytest.raises(InvalidParams, match="give a mapping of parameter names to values"):
+                await dispatch
+        assert (await client.stats()).total == 0
 
 
 async def test_state_assigned_before_dispatch_is_where_it_starts(path):

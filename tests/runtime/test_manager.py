@@ -193,7 +193,7 @@ async def test_a_database_in_memory():
 
 @pytest.mark.parametrize(
     ("given", "name"),
-    [({"concurrency": 0}, "concurrency"), ({"concurrency": -1}, "concurrency"), ({"queues": "a"}, "queues")],
+    [*(({"concurrency": bad}, "concurrency") for bad in (0, -1, "3", 2.5, True)), ({"queues": "a"}, "queues")],
 )
 async def test_what_can_not_be_meant_is_refused(path, given, name):
     """A manager that could run nothing, or everything at once, is refused when it is made."""
@@ -303,7 +303,8 @@ async def test_resources_and_the_nodes_name_reach_handlers(path):
     assert found == [library]
     folder = Path(f"{path}.data") / "jobs" / str(handle.id)
     assert (folder / "a").read_text() == (folder / "1" / "b").read_text() == "kept"
-    assert folder.stat().st_mode & 0o777 == 0o700
+    for made in (folder.parent.parent, folder.parent, folder, folder / "1"):
+        assert made.stat().st_mode & 0o777 == 0o700
 
 
 async def test_an_unknown_job_is_left_alone(path):
@@ -407,7 +408,12 @@ async def test_listing(path):
         for given in (("completed",), (JobStatus.COMPLETED,), (JobFilter(status="succeeded"),)):
             assert len(await manager.list_jobs(*given)) == 8
         assert len(await manager.list_jobs(user=["ann", "bob"], text=str(handles[0].id)[:20])) >= 1
-        for bad in ({"limit": 0}, {"limit": 1_001}, {"cursor": "x"}, {"colour": "red"}, {"status": "odd"}):
+        wrong: list[dict[str, Any]] = [
+            {"limit": 0}, {"limit": 1_001}, {"limit": "5"}, {"limit": 2.5}, {"limit": True}, {"limit": None},
+            {"cursor": "x"}, {"cursor": 5}, {"colour": "red"}, {"status": "odd"}, {"status": []}, {"tag": 5},
+            {"filter": 5}, {"filter": []},
+        ]  # fmt: skip
+        for bad in wrong:
             with pytest.raises(InvalidFilter):
                 await manager.list_jobs(**bad)
         stats = await manager.stats(user="ann")
@@ -415,6 +421,14 @@ async def test_listing(path):
         unknown: Any = {"colour": "red"}
         with pytest.raises(InvalidFilter):
             await manager.stats(**unknown)
+
+
+async def test_metadata_finds_equal_numbers(path):
+    """A number in metadata is found by any that equals it, as 1 by 1.0; True is not 1."""
+    async with make(path, work=False) as client:
+        ids = [(await client.dispatch(Echo(), metadata={"f": value})).id for value in (1, 1.0, True, "1.0", 1.5)]
+        for value, found in ((1, ids[:2]), (1.0, ids[:2]), (True, ids[2:3]), ("1.0", ids[3:4]), (1.5, ids[4:])):
+            assert {one.id for one in await client.list_jobs(metadata={"f": value})} == set(found)
 
 
 async def test_introspection(path):

@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Select
-from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.schema import CreateTable
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from jobkit import points
@@ -30,6 +31,7 @@ from jobkit.lifecycle import Cause, Trigger
 from jobkit.model import Failure
 from jobkit.store import SqlStore, dialects, queries
 from jobkit.store.queries import orphan_query, page_query
+from jobkit.store.schema import jobs
 from jobkit.testing.store_contract import CANCEL, CHECKPOINT, COMPLETE, NAME, OWNER_GONE, Bench, new_job
 from tests.store.children import Child
 
@@ -393,9 +395,17 @@ def test_a_person_can_read_it(store: SqlStore, plain: sqlite3.Connection):
     assert ask("SELECT count(*) FROM job_checkpoints JOIN jobs ON jobs.id = job_id WHERE seq = checkpoint_seq") == [
         (2,)
     ]
-    for statement in ("UPDATE jobs SET status = 'nonsense'", "UPDATE jobs SET attempt = -1"):
+    wrong = ("status = 'nonsense'", "attempt = -1", "attempt = 'x'", "attempt = 1.5", "attempt = X'01'")
+    for statement in (f"UPDATE jobs SET {one}" for one in wrong):
         with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
             plain.execute(statement)
+
+
+def test_the_schema_is_not_sqlites_alone():
+    """What only SQLite can check is in no other database's schema."""
+    create = CreateTable(jobs)
+    assert "typeof(attempt)" in str(create.compile(dialect=sqlite.dialect()))
+    assert "typeof" not in str(create.compile(dialect=postgresql.dialect()))
 
 
 # ── what it refuses ──
