@@ -200,6 +200,8 @@ class JobContext(ContextBase):
     async def checkpoint(self) -> None:
         """Save the job's state now; on return it is durable, and every later attempt starts from it or a newer one.
 
+        A cancellation that comes meanwhile waits until the state is saved.
+
         Raises:
             Interrupt: The state is saved and the handler is to stop; let it through.
             LeaseLost: Another attempt has taken over; nothing was saved.

@@ -259,7 +259,7 @@ class Store(Protocol):
         ...
 
     def ended_at(self, lives: Sequence[str]) -> dict[str, datetime]:
-        """When these lives were noted as over."""
+        """When these lives that are noted as over had ended at the latest."""
         ...
 
     def claimable(self, versions: Mapping[str, int], queues: Sequence[str] | None) -> bool:

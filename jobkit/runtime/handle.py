@@ -148,6 +148,8 @@ class EventStream(AsyncIterator[Event]):
         if stored:
             self._after = stored[-1].cursor
             self._over = self._job_id is not None and stored[-1].status.terminal
+        if self._over:
+            live += self._ear.take()  # what came live while the end was being read came before it
         for event in _merged(stored, live):
             if self._types is None or event.type in self._types:
                 self._ready.append(event)

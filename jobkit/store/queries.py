@@ -191,8 +191,9 @@ class Queries:
             return [standing_of(row) for row in connection.execute(query)]
 
     def ended_at(self, over: Sequence[str]) -> dict[str, datetime]:
-        """When these lives were noted as over."""
-        query = select(lives.c.id, lives.c.ended_at).where(lives.c.id.in_(over), lives.c.ended_at.is_not(None))
+        """When these lives that are noted as over had ended at the latest."""
+        until = func.min(lives.c.ended_at, lives.c.lease_until)  # who noted it may have come long after the lease's end
+        query = select(lives.c.id, until).where(lives.c.id.in_(over), lives.c.ended_at.is_not(None))
         with self._database.reading() as connection:
             return {life: at for life, text in connection.execute(query) if (at := time_of(text)) is not None}
 

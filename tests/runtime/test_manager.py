@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -569,6 +570,25 @@ async def test_events_of_a_job_that_was_never_heard_of_again(path):
         await handle.result(DEADLINE_S)
         with anyio.fail_after(DEADLINE_S):
             assert [one async for one in handle.events(after=99)] == []
+
+
+async def test_what_comes_live_while_the_end_is_read_is_kept(path, monkeypatch):
+    """A live event that arrives while the job's last stored event is being read still stands before it."""
+    async with make(path) as manager:
+        handle = await manager.dispatch(Echo(n=1))
+        await handle.result(DEADLINE_S)
+        read = manager._watch.events
+
+        async def overtaken(job_id: UUID | None, after: str | None, limit: int) -> list[Event]:
+            stored = await read(job_id, after, limit)
+            checkpoint = Event(handle.id, 2, "checkpoint", JobStatus.RUNNING, None, None, datetime.now(UTC))
+            manager._feed.happened(checkpoint)
+            return stored
+
+        monkeypatch.setattr(manager._watch, "events", overtaken)
+        with anyio.fail_after(DEADLINE_S):
+            kinds = [one.type async for one in handle.events()]
+    assert kinds == ["created", "started", "checkpoint", "completed"]
 
 
 async def test_live_events_stand_where_they_happened(path, gate):
