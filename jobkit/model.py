@@ -77,13 +77,6 @@ class Priority(IntEnum):
     CRITICAL = 15
 
 
-class ControlOutcome(StrEnum):
-    """What a request to control a job came to."""
-
-    ACCEPTED = "accepted"
-    ALREADY_FINISHED = "already_finished"
-
-
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far a job has come.

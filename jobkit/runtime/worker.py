@@ -14,6 +14,7 @@ import anyio
 from jobkit.errors import JobkitError
 from jobkit.interfaces import Claim
 from jobkit.runtime import runner
+from jobkit.runtime.loops import EventReply
 from jobkit.runtime.runner import Running
 from jobkit.runtime.writer import Entry
 
@@ -33,33 +34,25 @@ FLUSH_S: Final = 0.5
 """How often progress that nothing else has stored is stored."""
 
 FORCED_S: Final = 5.0
-"""How long handlers that are stopped by force may take to clean up, at least; what goes on after it is left behind."""
-
+"""How long handlers that are stopped by force may take to clean up; what goes on after it is left behind."""
 
 LAST_WRITES_S: Final = 1.0
 """How long the last writes may take after that, if the database is away."""
 
 
-class Order:
+class Order(EventReply):
     """A claim that waits in the writer for a commit that brings work; also its answer."""
 
+    __slots__ = ("_came",)
+
     def __init__(self, came: Callable[[], None]) -> None:
+        super().__init__()
         self._came = came
-        self._event = anyio.Event()
-        self._answer: Any = None
 
     def set(self, answer: object) -> None:
         """Give the answer; on the loop."""
-        self._answer = answer
-        self._event.set()
+        super().set(answer)
         self._came()
-
-    async def wait(self) -> Any:
-        """Wait for the answer; an exception is raised."""
-        await self._event.wait()
-        if isinstance(self._answer, BaseException):
-            raise self._answer
-        return self._answer
 
 
 class Worker:
