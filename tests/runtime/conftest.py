@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.kit import Gate, Listener, store_at
+from jobkit.testing import FakeClock
+from tests.runtime.kit import WAITING, Gate, Listener, store_at
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +47,17 @@ def gate():
 def listener() -> Listener:
     """An observer that remembers."""
     return Listener()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """Time that the test moves."""
+    return FakeClock()
+
+
+@pytest.fixture(autouse=True)
+def waiting():
+    """Handlers that wait do so for one test."""
+    WAITING.reset()
+    yield
+    WAITING.go.set()

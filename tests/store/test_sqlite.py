@@ -108,8 +108,9 @@ def test_a_claim_is_one_index_read(large: sqlite3.Connection, names: int):
     """A claim reads its own index in order, without a scan or a sort, whatever else is stored."""
     statement = SqlStore("sqlite://")._statements.claim(names).text
     known = tuple(part for number in range(names) for part in (f"job{number}", 1))
-    steps = plan(large, statement, ("q0", *known, 10, 0))
-    assert steps == ["SEARCH jobs USING INDEX ix_jobs_claim (queue=? AND rank>?)"]
+    for suspect in (0, 1):
+        steps = plan(large, statement, ("q0", suspect, *known, 10, 0))
+        assert steps == ["SEARCH jobs USING INDEX ix_jobs_claim (queue=? AND suspect=? AND rank>?)"]
 
 
 LISTS = {
@@ -289,7 +290,7 @@ for _ in range(2):
     hold = store.hold(bench.life)
     job = bench.start()
     bench.complete(bench.after(job, CHECKPOINT, state=b"x"))
-    [store.prove_dead(life) for life in store.lives()]
+    [store.fate(life) for life in store.lives()]
     store.page(JobFilter(), 10, None)
     hold.release()
     store.close()
