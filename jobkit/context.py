@@ -7,10 +7,13 @@ the handler's thread. Folders, time and the database are behind the port too: no
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, TypeVar, cast, overload
 from uuid import UUID
 
+from jobkit.flow import DurableCalls
 from jobkit.interfaces import Interrupt
 from jobkit.model import Progress
 from jobkit.plain import plain
@@ -21,27 +24,29 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
+    from jobkit.flow import JobSide, Track
     from jobkit.interfaces import Port, Work
     from jobkit.model import Json
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class ContextBase:
     """The members that are the same in both views."""
 
-    __slots__ = ("_pack", "_port", "_work")
+    __slots__ = ("_port", "_side", "_work")
 
-    def __init__(self, work: Work, port: Port, pack: Callable[[], bytes]) -> None:
+    def __init__(self, work: Work, port: Port, side: JobSide) -> None:
         """Made by an executor.
 
         Args:
             work: The attempt.
             port: The way out.
-            pack: Packs the job's present state.
+            side: The way to the job.
         """
-        self._work, self._port, self._pack = work, port, pack
+        self._work, self._port, self._side = work, port, side
 
     @property
     def id(self) -> UUID:
@@ -192,7 +197,7 @@ def _text(given: object) -> str | None:
         return None
 
 
-class JobContext(ContextBase):
+class JobContext(ContextBase, DurableCalls):
     """A running handler's view of its job."""
 
     __slots__ = ()
@@ -208,7 +213,7 @@ class JobContext(ContextBase):
             SerializationError: A state field holds what can't be stored; nothing was saved.
             StateTooLarge: The state is over the limit; nothing was saved.
         """
-        await self._port.save(self._pack())
+        await self._save()
 
     async def check_interrupt(self) -> None:
         """Stop here if a pause, cancel, time-out or shutdown is wanted, saving the state first as `checkpoint` would.
@@ -218,7 +223,7 @@ class JobContext(ContextBase):
             LeaseLost: Another attempt has taken over.
         """
         if self._port.due() is not None:
-            await self._port.save(self._pack())
+            await self._save()
         await self._port.breathe()
 
 
@@ -277,7 +282,7 @@ class BlockingJobContext(ContextBase):
         self,
         work: Work,
         port: Port,
-        pack: Callable[[], bytes],
+        side: JobSide,
         turns: AbstractContextManager[Any] = nullcontext(),  # noqa: B008  it has no state
     ) -> None:
         """Made by an executor.
@@ -285,15 +290,80 @@ class BlockingJobContext(ContextBase):
         Args:
             work: The attempt.
             port: The way out.
-            pack: Packs the job's present state.
+            side: The way to the job.
             turns: A lock, for as many threads as the handler may start.
         """
-        super().__init__(work, port, pack)
-        self._awaited = JobContext(work, port, pack)
+        super().__init__(work, port, side)
+        self._awaited = JobContext(work, port, side)
         self._turns = turns
 
     checkpoint: Final = _blocking(JobContext.checkpoint)
     check_interrupt: Final = _blocking(JobContext.check_interrupt)
+    sleep: Final = _blocking(JobContext.sleep)
+    sleep_until: Final = _blocking(JobContext.sleep_until)
+    wait_for: Final = _blocking(JobContext.wait_for)
+    spawn: Final = _blocking(JobContext.spawn)
+    gather: Final = _blocking(JobContext.gather)
+    _keep: Final = _blocking(JobContext._keep)  # noqa: SLF001  the two are one
+
+    def step(self, name: str, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Do as `JobContext.step` does, with a function that is not async: it is called here, in the handler's thread.
+
+        Args:
+            name: The step's name, unique within the job.
+            call: The function.
+            *args: Its arguments.
+            **kwargs: Its keyword arguments.
+
+        Returns:
+            What it returned, equal and of its own type.
+
+        Raises:
+            TypeError: What it returned has to be awaited, which a thread can't do.
+            SerializationError: The result can't be stored; the step counts as not done.
+            JournalConflict: The name was used for another call.
+        """
+        found = self._side.journal.enter(name, "step")
+        if found is not None:
+            return self._side.codec(call).unpack(found[0])
+        result = call(*args, **kwargs)
+        if isawaitable(result):
+            message = f"step({name!r}) of a sync job got an async function: make it a plain def, or run() async"
+            raise TypeError(message)
+        self._keep(name, call, result)
+        return result
+
+    def track(self, items: Iterable[T], cursor: str, every: int | None = None) -> BlockingTrack[T]:
+        """Loop over items as `JobContext.track` does: `for item in ctx.track(files, "files")`.
+
+        Args:
+            items: What to loop over: the same items in the same order in every attempt.
+            cursor: The loop's name, unique within the job or the body that it stands in.
+            every: Make a checkpoint after so many items; None goes by time, the setting `checkpoint_every_s`.
+
+        Returns:
+            An iterator.
+
+        Raises:
+            TypeError: The items can be looped over only once: give a list.
+            JournalConflict: The name was used for another call.
+        """
+        return BlockingTrack(self._awaited.track(items, cursor, every), self._turns)
+
+
+class BlockingTrack(Iterator[T], Generic[T]):
+    """A loop that goes on where the last checkpoint was; see `BlockingJobContext.track`."""
+
+    def __init__(self, track: Track[T], turns: AbstractContextManager[Any]) -> None:
+        """Made by `track`."""
+        self._track, self._turns = track, turns
+
+    def __next__(self) -> T:
+        try:
+            with self._turns:
+                return drive(self._track.__anext__())
+        except StopAsyncIteration:
+            raise StopIteration from None
 
 
 __all__ = ["BlockingJobContext", "ContextBase", "Interrupt", "JobContext", "drive"]

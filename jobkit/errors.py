@@ -244,6 +244,21 @@ class LeaseLost(JobkitError):
 # ── stored state ──
 
 
+class JournalConflict(JobkitError):
+    """A named call of a handler meets a name that stands for something else.
+
+    Attributes:
+        name: The name.
+    """
+
+    code = "journal_conflict"
+    name: str
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(problem)
+        self.name = name
+
+
 class SerializationError(JobkitError, TypeError):
     """A value can't be stored.
 

@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+from jobkit.bounds import MAX_BYTES
+from jobkit.errors import JobCancelled, JobFailed, JobHeld, JobkitError, JobLost, JobTimedOut
+from jobkit.model import Failure, JobStatus
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
     from datetime import datetime
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
 
     from jobkit.filters import JobFilter
     from jobkit.lifecycle import Cause, Standing, Transition
-    from jobkit.model import Event, Failure, JobRecord, JobStats, JobStatus, Json, Page, Progress
+    from jobkit.model import Event, JobRecord, JobStats, Json, Page, Progress
 
 T = TypeVar("T")
 
@@ -60,6 +64,14 @@ class NewJob(NamedTuple):
     user: str | None = None
     tags: tuple[str, ...] = ()
     metadata: Mapping[str, Json] = {}
+    parent_id: str | None = None
+
+
+class Wait(NamedTuple):
+    """What a suspended job waits for: the end of another job, by its id, or a signal, by its name."""
+
+    kind: Literal["job", "signal"]
+    on: str
 
 
 class Insert(NamedTuple):
@@ -89,6 +101,8 @@ class Change(NamedTuple):
         progress: The latest progress.
         output: The result, packed and as JSON (complete).
         failure: Why it failed (fail, unloadable).
+        waits: What it waits for (suspend); what has come already counts for nothing.
+        spawns: Jobs to store with it (checkpoint).
     """
 
     job_id: str
@@ -98,6 +112,16 @@ class Change(NamedTuple):
     progress: Progress | None = None
     output: tuple[bytes, Json] | None = None
     failure: Failure | None = None
+    waits: tuple[Wait, ...] = ()
+    spawns: tuple[NewJob, ...] = ()
+
+
+class Send(NamedTuple):
+    """Send a signal to a job, which keeps the first of each name. Answered by a `Transition`, or why it can't be."""
+
+    job_id: str
+    name: str
+    payload: bytes
 
 
 class Claim(NamedTuple):
@@ -201,7 +225,7 @@ class End(NamedTuple):
     blamed: str | None
 
 
-Write: TypeAlias = Insert | Change | Claim | Register | Renew | Retire
+Write: TypeAlias = Insert | Change | Send | Claim | Register | Renew | Retire
 
 
 class Ended(NamedTuple):
@@ -212,6 +236,21 @@ class Ended(NamedTuple):
     reason: str | None
     output: bytes | None
     failure: Failure | None
+
+
+def ended_error(job_id: str, ended: Ended) -> JobkitError:
+    """The error that tells of an end which is no completion, or of a hold."""
+    match ended.status:
+        case JobStatus.FAILED:
+            return JobFailed(job_id, ended.failure or Failure("Unknown", "no failure was stored"))
+        case JobStatus.CANCELLED:
+            return JobCancelled(job_id)
+        case JobStatus.TIMED_OUT:
+            return JobTimedOut(job_id)
+        case JobStatus.LOST:
+            return JobLost(job_id)
+        case _:
+            return JobHeld(job_id, ended.reason)
 
 
 @runtime_checkable
@@ -272,6 +311,18 @@ class Store(Protocol):
 
     def state(self, job_id: str) -> tuple[int, bytes] | None:
         """The number of the latest checkpoint and its sealed state."""
+        ...
+
+    def signal(self, job_id: str, name: str) -> bytes | None:
+        """The payload of a signal that was sent to a job."""
+        ...
+
+    def due(self, limit: int) -> list[Standing]:
+        """Jobs whose time has come: scheduled ones, and waiting ones that wait no longer."""
+        ...
+
+    def next_due(self) -> datetime | None:
+        """When the next job's time comes."""
         ...
 
     def lives(self) -> list[Life]:
@@ -345,6 +396,8 @@ class Work(NamedTuple):
     state: bytes | None
     metadata: dict[str, Json]
     node: str
+    checkpoint_every_s: float = 1.0
+    max_state_bytes: int = MAX_BYTES
 
 
 class Completed(NamedTuple):
@@ -380,8 +433,59 @@ class Fenced(NamedTuple):
 Outcome: TypeAlias = Completed | Failed | Interrupted | Unloadable | Fenced
 
 
+class Suspension(NamedTuple):
+    """What a handler leaves behind that is to be entered again.
+
+    Attributes:
+        state: Its sealed state.
+        due_at: When it goes on at the latest; None for as long as it waits.
+        waits: What it waits for.
+    """
+
+    state: bytes
+    due_at: datetime | None = None
+    waits: tuple[Wait, ...] = ()
+
+
+class SignalOf(NamedTuple):
+    """Asks for the payload of a signal that was sent to this job; answered by None if there is none."""
+
+    name: str
+
+
+class EndsOf(NamedTuple):
+    """Asks what came of jobs so far; answered by an `Ended` for each, or None where there is no such job."""
+
+    jobs: tuple[str, ...]
+
+
+Question: TypeAlias = SignalOf | EndsOf
+"""What a handler's side may ask the database."""
+
+
 class Line(Protocol):
     """What a handler's side asks and tells without waiting. Every method may be called from any thread."""
+
+    def now(self) -> datetime:
+        """The database's time, as well as it can be told from here."""
+        ...
+
+    def new_id(self) -> str:
+        """An id for a new job."""
+        ...
+
+    def handle(self, job_id: str, name: str) -> Any:
+        """A handle of a job, of the kind that fits this side."""
+        ...
+
+    def suspend(self, suspension: Suspension) -> None:
+        """Take note of what to store once the handler has come to its end, which it is to do now.
+
+        Raises:
+            LeaseLost: Another attempt holds the job.
+            StateTooLarge: It can't be stored.
+        """
+        ...
 
     def due(self) -> InterruptKind | None:
         """Why the handler should stop at its next checkpoint, if it should."""
@@ -408,8 +512,8 @@ class Line(Protocol):
 class Link(Line, Protocol):
     """An executor's way back to the runtime."""
 
-    async def save(self, state: bytes) -> None:
-        """Save a packed state and return once it is durable.
+    async def save(self, state: bytes, spawns: Sequence[NewJob] = ()) -> None:
+        """Save a packed state, and new jobs with it, and return once they are durable.
 
         Raises:
             Interrupt: It is saved, and the handler is to stop.
@@ -418,8 +522,16 @@ class Link(Line, Protocol):
         """
         ...
 
-    def save_blocking(self, state: bytes) -> None:
+    def save_blocking(self, state: bytes, spawns: Sequence[NewJob] = ()) -> None:
         """Do the same as `save`, for a thread that may block."""
+        ...
+
+    async def ask(self, question: Question) -> Any:
+        """Look something up in the database."""
+        ...
+
+    def ask_blocking(self, question: Question) -> Any:
+        """Do the same as `ask`, for a thread that may block."""
         ...
 
 
@@ -440,8 +552,12 @@ class Executor(Protocol):
 class Port(Line, Protocol):
     """A context's way out. On a loop it suspends; in a thread it blocks and never suspends."""
 
-    async def save(self, state: bytes) -> None:
+    async def save(self, state: bytes, spawns: Sequence[NewJob] = ()) -> None:
         """Save a packed state, as `Link.save` does."""
+        ...
+
+    async def ask(self, question: Question) -> Any:
+        """Look something up, as `Link.ask` does."""
         ...
 
     async def breathe(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUndefinedAnnotation, PydanticUserError
@@ -28,6 +28,8 @@ from jobkit.plain import decode_plain
 from jobkit.problems import did_you_mean, in_one_line, may_hold_secret, problems_of, texts_in, without
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from jobkit.definition import Fields, Job
     from jobkit.model import ExecutorName, Json, RunsIn
 
@@ -269,6 +271,14 @@ class JobType:
             return {name: job.__dict__[name] for name in names}
         raise InvalidParams(self.name, problems)
 
+    def codec_for(self, call: Callable[..., Any]) -> Codec:
+        """The codec for what a function of the handler returns: its declared return type, and the job's own types."""
+        try:
+            declared = get_type_hints(call).get("return", Any)
+        except Exception:  # noqa: BLE001  whatever it is that can't be read declares nothing
+            declared = Any
+        return self._codec if declared is Any else Codec((*self._annotations, declared))
+
     # ── output ──
 
     @cached_property
@@ -329,7 +339,11 @@ class JobType:
     @cached_property
     def _codec(self) -> Codec:
         self._output_codec  # noqa: B018  an output type that can't work must show before the job has run, not after
-        return Codec([info.annotation for info in (self._fields.params | self._fields.state).values()])
+        return Codec(self._annotations)
+
+    @cached_property
+    def _annotations(self) -> tuple[Any, ...]:
+        return tuple(info.annotation for info in (self._fields.params | self._fields.state).values())
 
     @cached_property
     def _write_only(self) -> frozenset[str]:

@@ -45,8 +45,9 @@ class Trigger(StrEnum):
     """What can happen to a job. The value is how a message says it."""
 
     DUE = "due"
-    UNBLOCK = "the last blocker's end"
+    UNBLOCK = "a blocker's end"
     DEPENDENCY_FAILED = "a dependency's failure"
+    SIGNAL = "signal"
     ASSIGN = "assign"
     CLAIM = "claim"
     CHECKPOINT = "checkpoint"
@@ -124,7 +125,7 @@ class Cause:
         life: The claiming life (claim, assign).
         reason: Why it is held (unloadable, dependency failed).
         due_at: When it goes on: a retry (fail, time-out) or the end of a sleep (suspend); None for never or for now.
-        blockers: What it waits for from now on (suspend, dependency failed).
+        blockers: How much it waits for from now on (suspend, a blocker's end, dependency failed).
         blame: What the policy says (dependency failed).
         others: Whether a working life goes on: another, or this one where it isn't shutting down (saved and stopped,
             shutdown grace over).
@@ -155,12 +156,14 @@ class Transition(NamedTuple):
         cause: What happened.
         after: The standing that it left; equal to `before` where there was nothing to do.
         event: The type of the stored event; None where nothing is told.
+        then: What it brought about in other jobs, in the same transaction.
     """
 
     before: Standing
     cause: Cause
     after: Standing
     event: str | None
+    then: tuple[Transition, ...] = ()
 
 
 Decide: TypeAlias = Callable[[Standing, Cause, "datetime"], Standing]
@@ -224,16 +227,20 @@ def _due(job: Standing, _: Cause, now: datetime) -> Standing:
     return _leave(job, WAITING if job.blockers else QUEUED, now)
 
 
+def _wait_over(job: Standing, _: Cause, now: datetime) -> Standing:
+    return _ready(job._replace(blockers=0), now)
+
+
 def _requeue(job: Standing, _: Cause, now: datetime) -> Standing:
     return _leave(job, QUEUED, now)
 
 
-def _unblock(job: Standing, _: Cause, now: datetime) -> Standing:
-    return _ready(job._replace(blockers=0), now)
+def _unblock(job: Standing, cause: Cause, now: datetime) -> Standing:
+    return _ready(job._replace(blockers=cause.blockers), now)
 
 
-def _note_unblocked(job: Standing, _: Cause, now: datetime) -> Standing:  # noqa: ARG001  one shape for all rules
-    return job._replace(blockers=0)
+def _note_unblocked(job: Standing, cause: Cause, now: datetime) -> Standing:  # noqa: ARG001  one shape for all rules
+    return job._replace(blockers=cause.blockers)
 
 
 def _dependency_failed(job: Standing, cause: Cause, now: datetime) -> Standing:
@@ -257,7 +264,7 @@ def _start(job: Standing, cause: Cause, now: datetime) -> Standing:
 
 
 def _suspend(job: Standing, cause: Cause, now: datetime) -> Standing:
-    job = job._replace(blockers=cause.blockers, due_at=cause.due_at)
+    job = _checkpoint(job, cause, now)._replace(blockers=cause.blockers, due_at=cause.due_at)
     return _honour(job, now) or _ready(job, now)
 
 
@@ -393,17 +400,22 @@ _READY: Final = (QUEUED, WAITING, SCHEDULED)
 
 TABLE: Final[Mapping[Trigger, Mapping[JobStatus, Cell]]] = {
     Trigger.DUE: _row(
-        _move(_due, QUEUED, WAITING), _move(_unblock, QUEUED, SCHEDULED), IGNORE, IGNORE, IGNORE, IGNORE, IGNORE, IGNORE
+        _move(_due, QUEUED, WAITING), _move(_wait_over, QUEUED, SCHEDULED), IGNORE, IGNORE, IGNORE, IGNORE, IGNORE,
+        IGNORE,
     ),
     Trigger.UNBLOCK: _row(
-        _note(_note_unblocked, SCHEDULED), _move(_unblock, QUEUED, SCHEDULED), _note(_note_unblocked, QUEUED),
-        _note(_note_unblocked, ASSIGNED), _note(_note_unblocked, RUNNING), _note(_note_unblocked, PAUSED),
-        _note(_note_unblocked, HELD), IGNORE,
+        _note(_note_unblocked, SCHEDULED), _move(_unblock, QUEUED, SCHEDULED, WAITING), _note(_keep, QUEUED),
+        _note(_keep, ASSIGNED), _note(_keep, RUNNING), _note(_note_unblocked, PAUSED), _note(_note_unblocked, HELD),
+        IGNORE,
     ),
     Trigger.DEPENDENCY_FAILED: _row(
         _move(_dependency_failed, HELD, CANCELLED, QUEUED, SCHEDULED, WAITING),
         _move(_dependency_failed, HELD, CANCELLED, QUEUED, SCHEDULED, WAITING),
         REFUSE, REFUSE, REFUSE, _note(_keep, PAUSED), _note(_keep, HELD), IGNORE,
+    ),
+    Trigger.SIGNAL: _row(
+        _note(_keep, SCHEDULED), _note(_keep, WAITING), _note(_keep, QUEUED), _note(_keep, ASSIGNED),
+        _note(_keep, RUNNING), _note(_keep, PAUSED), _note(_keep, HELD), REFUSE,
     ),
     Trigger.ASSIGN: _row(REFUSE, REFUSE, _move(_assign, ASSIGNED), REFUSE, REFUSE, REFUSE, REFUSE, REFUSE),
     Trigger.CLAIM: _row(
@@ -450,6 +462,7 @@ _ASKED_FOR: Final = {
     Trigger.RELEASE: "queued",
     Trigger.DELETE: "deleted",
     Trigger.DEPENDENCY_FAILED: "held",
+    Trigger.SIGNAL: "signalled",
 }
 """Where a refused request would have led, for its message."""
 

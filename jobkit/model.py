@@ -6,11 +6,11 @@ All times are aware UTC datetimes; all durations are seconds and say so in their
 
 from __future__ import annotations
 
-from collections.abc import Iterator  # noqa: TC003  whoever reads these annotations at run time finds their names
+from collections.abc import Iterable, Iterator, Mapping  # noqa: TC003  whoever reads these annotations at run time finds their names
 from dataclasses import dataclass
 from datetime import datetime  # noqa: TC003  as above
 from enum import IntEnum, StrEnum
-from typing import Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Final, Generic, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
 from uuid import UUID  # noqa: TC003  as above
 
 T = TypeVar("T")
@@ -273,3 +273,27 @@ class JobStats:
         if name in JobStatus.__members__.values():
             return self.counts[name]
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+
+
+class DispatchOptions(TypedDict, total=False):
+    """What may be said of a job when it is dispatched.
+
+    Attributes:
+        priority: Higher is claimed sooner; the job type's own by default.
+        queue: The queue to wait in; the job type's own by default.
+        key: An idempotency key: the same name, key and parameters give the same job for as long as it is stored.
+        label: A short name for people.
+        description: A line for people; the job type's own by default.
+        tags: Free words to find it by.
+        user: Who started it.
+        metadata: Free JSON; its top-level scalars can be filtered.
+    """
+
+    priority: int
+    queue: str
+    key: str | None
+    label: str | None
+    description: str | None
+    tags: Iterable[str]
+    user: str | None
+    metadata: Mapping[str, Json]

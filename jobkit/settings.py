@@ -55,6 +55,7 @@ class Settings(BaseSettings):
         grace_s: How many seconds a stopping manager gives its jobs to reach a checkpoint.
         resume: What a start resumes unless another working manager is there: `"all"`, what was running and what is
             paused, or `"interrupted"`, only what was running.
+        checkpoint_every_s: How often `ctx.track` makes a checkpoint, in seconds, unless told otherwise.
         keep_checkpoints: How many checkpoints of a job are kept.
         max_state_bytes: The largest packed state.
         durability: `"full"`: what is committed survives power loss; `"normal"`: it survives any crash of a process.
@@ -79,6 +80,7 @@ class Settings(BaseSettings):
     sweep_s: Seconds = 5.0
     grace_s: float = Field(default=10.0, ge=0, allow_inf_nan=False)
     resume: Literal["all", "interrupted"] = "all"
+    checkpoint_every_s: Seconds = 1.0
     keep_checkpoints: int = Field(default=5, ge=1)
     max_state_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
     durability: Literal["full", "normal"] = "full"

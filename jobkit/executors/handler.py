@@ -11,18 +11,30 @@ from __future__ import annotations
 import traceback
 import unicodedata
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from jobkit.definition import Job
+from jobkit.dispatching import check_options, new_job
 from jobkit.envelope import seal, unseal
-from jobkit.errors import InvalidParams, JobkitError, LeaseLost, StateCorrupt, StateVersionError, UnknownJob
-from jobkit.interfaces import Completed, Failed, Fenced, Interrupt, Interrupted, Unloadable
-from jobkit.model import Failure
+from jobkit.errors import (
+    InvalidParams,
+    JobkitError,
+    LeaseLost,
+    StateCorrupt,
+    StateVersionError,
+    UnknownJob,
+)
+from jobkit.flow import JobSide
+from jobkit.interfaces import Completed, Failed, Fenced, Interrupt, Interrupted, Unloadable, ended_error
+from jobkit.journal import Journal
+from jobkit.model import Failure, JobStatus
+from jobkit.plain import decode_plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from jobkit.interfaces import Link, Outcome, Work
+    from jobkit.interfaces import Ended, Link, Outcome, Work
     from jobkit.jobtype import JobType
     from jobkit.registration import Registry
 
@@ -30,9 +42,9 @@ ERROR_BYTES: Final = 8 * 1024
 
 _STRENGTH: Final = ("cancel", "time-out", "pause", "shutdown", "suspend")
 
-Invoke: TypeAlias = Callable[[Callable[..., Any], Callable[[], bytes], tuple[Any, ...]], Awaitable[Any]]
-"""Calls a method of the job where it belongs, with the context that fits it and further arguments; what packs the state
-is given too."""
+Invoke: TypeAlias = Callable[[Callable[..., Any], JobSide, tuple[Any, ...]], Awaitable[Any]]
+"""Calls a method of the job where it belongs, with the context that fits it, made of the job's side, and further
+arguments."""
 
 
 async def perform(
@@ -52,7 +64,7 @@ async def perform(
     """
     try:
         job_type = registry.get(work.name)
-        job = _load(job_type, work)
+        job, journal = _load(job_type, work)
     except UnknownJob as error:
         return Unloadable("unknown_job", failure_of(error))
     except StateCorrupt as error:
@@ -61,7 +73,27 @@ async def perform(
         return Unloadable("needs_migration", failure_of(error))
     except BaseException as error:  # noqa: BLE001  the wall around a handler: loading runs code of its class
         return judge(error, link, stopped=stopped())
-    return await _Performance(job_type, job, work, link, invoke, stopped).play()
+    side = JobSide(
+        pack=lambda: seal(work.job_id, job_type.version, job_type.pack_state(job), journal.packed),
+        journal=journal,
+        offspring=lambda child, new_id, options: new_job(
+            registry.type_of(child), child, new_id, check_options(options), work.max_state_bytes
+        ),
+        outcome=partial(_outcome, registry),
+        codec=job_type.codec_for,
+    )
+    return await _Performance(job_type, job, work, link, invoke, stopped, side).play()
+
+
+def _outcome(registry: Registry, job_id: str, ended: Ended) -> Any:
+    """What became of a child, as a value: its output in its own type, or the error that tells of its end."""
+    if ended.status is not JobStatus.COMPLETED:
+        return ended_error(job_id, ended)
+    if ended.output is None:
+        return None
+    if ended.name not in registry:
+        return decode_plain(ended.output)
+    return registry.get(ended.name).unpack_output(ended.output)
 
 
 class _Performance(NamedTuple):
@@ -73,13 +105,14 @@ class _Performance(NamedTuple):
     link: Link
     invoke: Invoke
     stopped: Callable[[], bool]
+    side: JobSide
 
     async def play(self) -> Outcome:
         """Run the handler, and the hooks that belong to what came of it."""
         try:
             if self.work.attempt > 1:
                 await self._hook("on_resume")
-            result = await self.invoke(self.job.run, self._pack, ())
+            result = await self.invoke(self.job.run, self.side, ())
             output, shown = self.job_type.pack_output(result)
         except BaseException as error:  # noqa: BLE001  the wall around a handler
             return await self._told(error)
@@ -121,27 +154,24 @@ class _Performance(NamedTuple):
         if getattr(type(self.job), name) is getattr(Job, name):
             return
         try:
-            await self.invoke(getattr(self.job, name), self._pack, arguments)
+            await self.invoke(getattr(self.job, name), self.side, arguments)
         except BaseException as error:
             raised = list(_leaves(error))
             if any(isinstance(one, Interrupt | LeaseLost) or _not_ours(one, stopped=self.stopped()) for one in raised):
                 raise
             self.link.log(f"{name} raised {_said(error)}", "error", {})
 
-    def _pack(self) -> bytes:
-        return seal(self.work.job_id, self.job_type.version, self.job_type.pack_state(self.job))
 
-
-def _load(job_type: JobType, work: Work) -> Job[Any]:
-    """Turn stored bytes into a job, or say why they can't be."""
+def _load(job_type: JobType, work: Work) -> tuple[Job[Any], Journal]:
+    """Turn stored bytes into a job and its journal, or say why they can't be."""
     if work.state is None:
-        return job_type.restore(work.params, None)
+        return job_type.restore(work.params, None), Journal()
     envelope = unseal(work.state)
     if envelope.job_id != work.job_id:
         raise StateCorrupt(f"it belongs to job {envelope.job_id}", work.job_id)
     if envelope.version > job_type.version:
         raise StateVersionError(work.name, envelope.version, job_type.version)
-    return job_type.restore(work.params, envelope.state)
+    return job_type.restore(work.params, envelope.state), Journal(envelope.journal)
 
 
 def _compare_params(job_type: JobType, job: Job[Any], work: Work, link: Link) -> None:

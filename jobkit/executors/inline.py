@@ -18,10 +18,12 @@ from jobkit.context import BlockingJobContext, JobContext
 from jobkit.executors.handler import perform
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
     from pathlib import Path
 
-    from jobkit.interfaces import InterruptKind, Link, Outcome, Threads, Work
+    from jobkit.flow import JobSide
+    from jobkit.interfaces import InterruptKind, Link, NewJob, Outcome, Question, Suspension, Threads, Work
     from jobkit.model import Progress
     from jobkit.registration import Registry
 
@@ -38,9 +40,29 @@ class LoopPort:
     def __init__(self, link: Link) -> None:
         self._link = link
 
-    async def save(self, state: bytes) -> None:
+    async def save(self, state: bytes, spawns: Sequence[NewJob] = ()) -> None:
         """Save a sealed state; see `Port`."""
-        await self._link.save(state)
+        await self._link.save(state, spawns)
+
+    async def ask(self, question: Question) -> Any:
+        """Look something up."""
+        return await self._link.ask(question)
+
+    def now(self) -> datetime:
+        """The database's time."""
+        return self._link.now()
+
+    def new_id(self) -> str:
+        """An id for a new job."""
+        return self._link.new_id()
+
+    def handle(self, job_id: str, name: str) -> Any:
+        """A handle of a job."""
+        return self._link.handle(job_id, name)
+
+    def suspend(self, suspension: Suspension) -> None:
+        """Pass a suspension on."""
+        self._link.suspend(suspension)
 
     async def breathe(self) -> None:
         """Let the loop go round once."""
@@ -73,9 +95,13 @@ class ThreadPort(LoopPort):
 
     __slots__ = ()
 
-    async def save(self, state: bytes) -> None:
+    async def save(self, state: bytes, spawns: Sequence[NewJob] = ()) -> None:
         """Save a sealed state, and block until that is done."""
-        self._link.save_blocking(state)
+        self._link.save_blocking(state, spawns)
+
+    async def ask(self, question: Question) -> Any:
+        """Look something up, and block until it is found."""
+        return self._link.ask_blocking(question)
 
     async def breathe(self) -> None:
         """A thread shares its processor by itself."""
@@ -93,17 +119,17 @@ class InlineExecutor:
         """Run one attempt to its end; cancelling the call cancels the handler."""
         turns = threading.Lock()
 
-        async def call(method: Callable[..., Any], pack: Callable[[], bytes], rest: tuple[Any, ...]) -> Any:
+        async def call(method: Callable[..., Any], side: JobSide, rest: tuple[Any, ...]) -> Any:
             if is_async(method):
-                return await method(JobContext(work, LoopPort(link), pack), *rest)
-            view = BlockingJobContext(work, ThreadPort(link), pack, turns)
+                return await method(JobContext(work, LoopPort(link), side), *rest)
+            view = BlockingJobContext(work, ThreadPort(link), side, turns)
             return await self._threads.run(lambda: method(view, *rest), f"jobkit {work.name} {work.job_id}")
 
-        async def invoke(method: Callable[..., Any], pack: Callable[[], bytes], rest: tuple[Any, ...]) -> Any:
+        async def invoke(method: Callable[..., Any], side: JobSide, rest: tuple[Any, ...]) -> Any:
             if not _stopped():
-                return await call(method, pack, rest)
+                return await call(method, side, rest)
             with move_on_after(LAST_WORDS_S, shield=True):  # a hook of a handler that was stopped by force
-                return await call(method, pack, rest)
+                return await call(method, side, rest)
 
         return await perform(self._registry, work, link, invoke, _stopped)
 

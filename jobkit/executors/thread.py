@@ -24,6 +24,7 @@ from jobkit.interfaces import Failed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from jobkit.flow import JobSide
     from jobkit.interfaces import Link, Outcome, Threads, Work
     from jobkit.registration import Registry
 
@@ -41,10 +42,10 @@ class ThreadExecutor:
         token = current_token()
         turns = threading.Lock()
 
-        async def invoke(method: Callable[..., Any], pack: Callable[[], bytes], rest: tuple[Any, ...]) -> Any:
+        async def invoke(method: Callable[..., Any], side: JobSide, rest: tuple[Any, ...]) -> Any:
             if is_async(method):
-                return from_thread.run(method, JobContext(work, LoopPort(link), pack), *rest, token=token)
-            return _plain(method(BlockingJobContext(work, ThreadPort(link), pack, turns), *rest))
+                return from_thread.run(method, JobContext(work, LoopPort(link), side), *rest, token=token)
+            return _plain(method(BlockingJobContext(work, ThreadPort(link), side, turns), *rest))
 
         ended = left_behind = False
 

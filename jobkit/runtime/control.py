@@ -7,11 +7,13 @@ A request acts on the job as it is stored, whoever runs it and whether anybody d
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from anyio import to_thread
 
-from jobkit.interfaces import Change
+from jobkit.codec import Codec
+from jobkit.dispatching import check_name
+from jobkit.interfaces import Change, Send
 from jobkit.lifecycle import Cause, Trigger
 from jobkit.model import TERMINAL, ControlOutcome, JobStatus
 
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     from jobkit.lifecycle import Transition
     from jobkit.runtime.watch import Watch
     from jobkit.runtime.writer import Writer
+
+
+_PLAIN: Final = Codec()
+"""For payloads: values of the standard library's types alone."""
 
 
 class Control:
@@ -53,6 +59,12 @@ class Control:
     async def release(self, job_id: UUID, *, wait: bool) -> ControlOutcome:
         """Let a held job go on."""
         return await self._ask(job_id, Cause(Trigger.RELEASE), wait=wait)
+
+    async def signal(self, job_id: UUID, name: str, payload: object) -> None:
+        """Send a signal."""
+        self._watch.check()
+        packed = _PLAIN.pack(payload, path="payload")
+        await self._writer().submit(Send(str(job_id), check_name("name", name), packed))
 
     async def delete(self, job_id: UUID) -> None:
         """Remove a finished job, and after that its folder."""

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 
 import anyio
 
-from jobkit.errors import InvalidFilter, JobCancelled, JobFailed, JobHeld, JobLost, JobNotFound, JobTimedOut
-from jobkit.model import EVENT_TYPES, Event, Failure, JobStatus, Progress
+from jobkit.errors import InvalidFilter, JobNotFound
+from jobkit.interfaces import ended_error
+from jobkit.model import EVENT_TYPES, Event, JobStatus, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from uuid import UUID
 
-    from jobkit.interfaces import Ended
     from jobkit.model import ControlOutcome, JobRecord
     from jobkit.runtime.control import Control
     from jobkit.runtime.watch import Watch
@@ -88,23 +88,9 @@ class JobHandle(Generic[Out_co]):
                 looks += not await self._watch.heard(signal, looks)
                 signal = ear.signal
                 ended = await self._watch.ended(self.id)
-        return cast("Out_co", self._outcome(ended))
-
-    def _outcome(self, ended: Ended) -> Any:
-        job_id = str(self.id)
-        match ended.status:
-            case JobStatus.COMPLETED:
-                return self._watch.output(ended)
-            case JobStatus.FAILED:
-                raise JobFailed(job_id, ended.failure or Failure("Unknown", "no failure was stored"))
-            case JobStatus.CANCELLED:
-                raise JobCancelled(job_id)
-            case JobStatus.TIMED_OUT:
-                raise JobTimedOut(job_id)
-            case JobStatus.LOST:
-                raise JobLost(job_id)
-            case _:
-                raise JobHeld(job_id, ended.reason)
+        if ended.status is not JobStatus.COMPLETED:
+            raise ended_error(str(self.id), ended)
+        return cast("Out_co", self._watch.output(ended))
 
     async def pause(self, *, across_restarts: bool = False, wait: bool = False) -> ControlOutcome:
         """Pause it; see `JobManager.pause`."""

@@ -17,13 +17,13 @@ import anyio
 from anyio import to_thread
 
 from jobkit.definition import Job
+from jobkit.dispatching import check_options, new_job
 from jobkit.errors import InvalidFilter, InvalidJob, InvalidJobId, InvalidSettings, ManagerNotRunning
 from jobkit.filters import JobFilter
 from jobkit.interfaces import Insert, Store
 from jobkit.registration import registry as global_registry
 from jobkit.runtime.clock import SystemClock, SystemIds, SystemThreads
 from jobkit.runtime.control import Control
-from jobkit.runtime.dispatch import DispatchOptions, check_options, new_job
 from jobkit.runtime.feed import Feed
 from jobkit.runtime.handle import EventStream, JobHandle
 from jobkit.runtime.loops import Loop
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from jobkit.filters import FilterFields
     from jobkit.interfaces import Clock, Ids, Middleware, Observer, Stored, Threads
     from jobkit.jobtype import JobType
-    from jobkit.model import ControlOutcome, JobRecord, JobStats, JobStatus, Page
+    from jobkit.model import ControlOutcome, DispatchOptions, JobRecord, JobStats, JobStatus, Page
     from jobkit.registration import Registry
 
 T = TypeVar("T")
@@ -192,6 +192,11 @@ class JobManager:
             clock=self._clock,
             node=self.node_name,
             max_state_bytes=self._settings.max_state_bytes,
+            checkpoint_every_s=self._settings.checkpoint_every_s,
+            ids=self._ids,
+            store=self._store,
+            read=self._watch.read,
+            handle=self._handle,
             data_dir=self._folder,
             resources=self._resources,
         )
@@ -433,6 +438,23 @@ class JobManager:
             JobNotFound: No job has that id.
         """
         return await self._control.release(_uuid(job_id), wait=wait)
+
+    async def signal(self, job_id: UUID | str, name: str, payload: Any = None) -> None:
+        """Send a job a signal, for its `ctx.wait_for(name)`. It is kept, whether or not the job waits for it yet.
+
+        Args:
+            job_id: The job.
+            name: The signal's name. The first of each name counts: a job waits for each name once.
+            payload: What `wait_for` answers; JSON-like values, and those of the standard library that state may hold.
+
+        Raises:
+            IllegalTransition: The job is finished.
+            InvalidJobId: Not a UUID.
+            InvalidOption: The name can't be stored.
+            JobNotFound: No job has that id.
+            SerializationError: The payload can't be stored.
+        """
+        await self._control.signal(_uuid(job_id), name, payload)
 
     async def delete(self, job_id: UUID | str) -> None:
         """Delete a finished job with all that is known of it, and its folder.

@@ -18,6 +18,7 @@ from jobkit.executors.thread import ThreadExecutor
 from jobkit.interfaces import Retire
 from jobkit.runtime.leases import Lease, new_life
 from jobkit.runtime.recovery import Recovery
+from jobkit.runtime.scheduler import Scheduler
 from jobkit.runtime.supervisor import Supervisor
 from jobkit.runtime.worker import Worker
 from jobkit.store.dialects import boot_id
@@ -107,6 +108,7 @@ class Node:
             grace_s=settings.grace_s,
             others=lambda: self._others_live,
         )
+        self.scheduler: Scheduler = Scheduler(store, around.writer, around.clock, watch.read)
         self.recovery: Recovery = Recovery(
             store=store,
             writer=around.writer,
@@ -173,6 +175,7 @@ class Node:
             with self._scope:
                 async with anyio.create_task_group() as group:
                     group.start_soon(self.recovery.run)
+                    group.start_soon(self.scheduler.run)
                     group.start_soon(self.supervisor.run)
                     group.start_soon(self.worker.run)
                     group.start_soon(self._go_on_living)

@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import logging
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import anyio
 
 from jobkit.errors import JobkitError
-from jobkit.interfaces import Change, Retire
+from jobkit.interfaces import Retire
 from jobkit.lifecycle import Cause, Trigger
 from jobkit.model import JobStatus
+from jobkit.runtime.moving import move
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from jobkit.runtime.writer import Writer
 
 log: logging.Logger = logging.getLogger("jobkit.recovery")
-
-PORTION: Final = 500
-"""How many jobs are moved in one commit: the worker claims the first while the rest follow."""
 
 
 class Recovery:
@@ -72,6 +70,7 @@ class Recovery:
         self._own_life, self._versions, self._sweep_s = own_life, versions, sweep_s
         self._lease = timedelta(seconds=lease_s)
         self._seen: dict[str, datetime] = {}
+        self._ends: dict[str, End] = {}
         self._heard: dict[str, tuple[datetime | None, float]] = {}
         self._starting = resume_paused
         self.swept: anyio.Event = anyio.Event()
@@ -105,7 +104,7 @@ class Recovery:
             How many jobs were put back.
         """
         living = await self._retire_the_dead()
-        moved = await self._move(self._store.orphans, self._orphaned)
+        moved = await self._move(self._orphans, self._orphaned)
         self._seen.clear()
         if self._starting and (own := self._own_life()) is not None:
             if not any(life.working and life.id < own for life in living):  # ids tell who was there first
@@ -166,28 +165,20 @@ class Recovery:
 
     # ── jobs ──
 
-    async def _move(
-        self,
-        find: Callable[[int], list[Standing]],
-        cause: Callable[[Standing, Mapping[str, End]], Cause | None],
-    ) -> int:
-        """Let a cause act on all jobs that are found, a portion at a time; answer how many it moved."""
-        moved = 0
-        while found := await self._read(find, PORTION):
-            ends: Mapping[str, End] = await self._read(self._store.ends, list({job.life for job in found if job.life}))
-            changes = [Change(job.id, why, job) for job in found if (why := cause(job, ends)) is not None]
-            answers = await self._writer.submit_all(changes)
-            done = sum(not isinstance(answer, Exception) for answer in answers)
-            moved += done
-            if not done:
-                break
-        return moved
+    async def _move(self, find: Callable[[int], list[Standing]], cause: Callable[[Standing], Cause | None]) -> int:
+        return await move(self._read, self._writer, find, cause)
 
-    def _orphaned(self, job: Standing, ends: Mapping[str, End]) -> Cause | None:
+    def _orphans(self, limit: int) -> list[Standing]:
+        """Jobs whose owner's life is over, and how it ended."""
+        found = self._store.orphans(limit)
+        self._ends = self._store.ends(list({job.life for job in found if job.life}))
+        return found
+
+    def _orphaned(self, job: Standing) -> Cause | None:
         """What the end of its owner's life means for a job."""
         if job.status is JobStatus.PAUSED:
             return Cause(Trigger.RESUME)
-        if job.life is None or (end := ends.get(job.life)) is None:
+        if job.life is None or (end := self._ends.get(job.life)) is None:
             return None
         return Cause(
             Trigger.OWNER_GONE,
@@ -209,13 +200,13 @@ class Recovery:
             log.warning("%s jobs are held: no living node knows their names and versions", held)
 
 
-def _resumed(_: Standing, __: object) -> Cause:
+def _resumed(_: Standing) -> Cause:
     return Cause(Trigger.RESUME)
 
 
-def _known_again(_: Standing, __: object) -> Cause:
+def _known_again(_: Standing) -> Cause:
     return Cause(Trigger.KNOWN)
 
 
-def _unknown(_: Standing, __: object) -> Cause:
+def _unknown(_: Standing) -> Cause:
     return Cause(Trigger.UNLOADABLE, reason="unknown_job")

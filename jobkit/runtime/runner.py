@@ -10,6 +10,7 @@ import contextlib
 import logging
 import threading
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -22,10 +23,12 @@ from jobkit.interfaces import (
     Attempt,
     Change,
     Completed,
+    EndsOf,
     Failed,
     Fenced,
     Interrupt,
     Interrupted,
+    SignalOf,
     Unloadable,
     Work,
 )
@@ -35,9 +38,22 @@ from jobkit.points import reach
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from datetime import datetime
     from pathlib import Path
 
-    from jobkit.interfaces import Claimed, Clock, Executor, InterruptKind, Middleware, Outcome
+    from jobkit.interfaces import (
+        Claimed,
+        Clock,
+        Executor,
+        Ids,
+        InterruptKind,
+        Middleware,
+        NewJob,
+        Outcome,
+        Question,
+        Store,
+        Suspension,
+    )
     from jobkit.lifecycle import Standing
     from jobkit.model import Json, Progress
     from jobkit.runtime.feed import Feed
@@ -67,6 +83,11 @@ class Surroundings:
     clock: Clock
     node: str
     max_state_bytes: int
+    checkpoint_every_s: float
+    ids: Ids
+    store: Store
+    read: Callable[..., Awaitable[Any]]
+    handle: Callable[[UUID, str], Any]
     data_dir: Callable[[], Path]
     resources: Mapping[str, Any]
 
@@ -98,7 +119,11 @@ class Running:
             claimed.state,
             claimed.metadata,
             around.node,
+            around.checkpoint_every_s,
+            around.max_state_bytes,
         )
+        self._claimed_at = around.clock.monotonic()
+        self.suspension: Suspension | None = None
         self.scope: anyio.CancelScope = anyio.CancelScope()
         self.stoppable: bool = True
         self.stopping: bool = False
@@ -145,12 +170,45 @@ class Running:
         if known.suspect and not told.suspect:
             self._around.loop.post(self._around.feed.work_came)  # the next suspect may be claimed
 
+    # ── time, and what the handler asks ──
+
+    def now(self) -> datetime:
+        """The database's time, as it was at the claim, and as much later as has passed here."""
+        since = self.standing.running_since
+        assert since is not None  # noqa: S101  it is running
+        return since + timedelta(seconds=self._around.clock.monotonic() - self._claimed_at)
+
+    def new_id(self) -> str:
+        """An id for a new job."""
+        return str(self._around.ids.new())
+
+    def handle(self, job_id: str, name: str) -> Any:
+        """A handle of a job."""
+        return self._around.handle(UUID(job_id), name)
+
+    async def ask(self, question: Question) -> Any:
+        """Look something up in the database."""
+        return await self._around.read(self.ask_blocking, question)
+
+    def ask_blocking(self, question: Question) -> Any:
+        """Look something up, in a thread that may block."""
+        match question:
+            case SignalOf(name):
+                return self._around.store.signal(self.standing.id, name)
+            case EndsOf(jobs):
+                return [self._around.store.ended(job_id) for job_id in jobs]
+
     # ── checkpoints ──
 
-    async def save(self, state: bytes) -> None:
+    def suspend(self, suspension: Suspension) -> None:
+        """Take note of what to store once the handler has come to its end."""
+        self._check(suspension.state)
+        self.suspension, self._raised = suspension, "suspend"
+
+    async def save(self, state: bytes, spawns: Sequence[NewJob] = ()) -> None:
         """Save a sealed state; see `Link.save`."""
         async with self._one_save:
-            change = self._checkpoint(state)
+            change = self._checkpoint(state, spawns)
             with anyio.CancelScope(shield=True):  # the next checkpoint builds on what came of this one
                 try:
                     self.learn((await self._around.writer.submit(change)).after)
@@ -159,10 +217,10 @@ class Running:
                     raise
             self._stop_if_due(len(state))
 
-    def save_blocking(self, state: bytes) -> None:
+    def save_blocking(self, state: bytes, spawns: Sequence[NewJob] = ()) -> None:
         """Save a sealed state from a thread; see `Link.save`."""
         with self._one_blocking_save:
-            change = self._checkpoint(state)
+            change = self._checkpoint(state, spawns)
             try:
                 self.learn(self._around.writer.submit_blocking(change).after)
             except LeaseLost:
@@ -170,12 +228,16 @@ class Running:
                 raise
             self._stop_if_due(len(state))
 
-    def _checkpoint(self, state: bytes) -> Change:
+    def _check(self, state: bytes) -> None:
         if self.fenced:
             raise LeaseLost(self.standing.id, self.standing.attempt)
         if len(state) > self._around.max_state_bytes:
             raise StateTooLarge(len(state), self._around.max_state_bytes, largest_field(state))
-        return Change(self.standing.id, CHECKPOINT, self.standing, state=state, progress=self._take_progress())
+
+    def _checkpoint(self, state: bytes, spawns: Sequence[NewJob]) -> Change:
+        self._check(state)
+        job, progress = self.standing, self._take_progress()
+        return Change(job.id, CHECKPOINT, job, state=state, progress=progress, spawns=tuple(spawns))
 
     def _stop_if_due(self, size: int) -> None:
         self._tell("checkpoint", {"seq": self.standing.checkpoint_seq, "bytes": size})
@@ -369,6 +431,9 @@ def _last_change(running: Running, outcome: Outcome | None, others: Callable[[],
             return Change(job.id, Cause(Trigger.FAIL), job, failure=failure, progress=progress)
         case Unloadable(reason=reason, failure=failure):
             return Change(job.id, Cause(Trigger.UNLOADABLE, reason=reason), job, failure=failure)
+        case Interrupted("suspend") if (suspension := running.suspension) is not None:
+            cause = Cause(Trigger.SUSPEND, due_at=suspension.due_at)
+            return Change(job.id, cause, job, state=suspension.state, progress=progress, waits=suspension.waits)
         case Interrupted() if running.due() is None:
             failure = Failure("Interrupt", "the handler raised an Interrupt of its own; nothing had asked it to stop")
             return Change(job.id, Cause(Trigger.FAIL), job, failure=failure, progress=progress)

@@ -18,12 +18,12 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, exists, func, literal, not_, or_, select, tuple_, union_all
+from sqlalchemy import ColumnElement, exists, func, literal, literal_column, not_, or_, select, tuple_, union_all
 
 from jobkit.errors import InvalidFilter
 from jobkit.interfaces import End, Ended, Life
 from jobkit.model import TERMINAL, Event, Failure, JobRecord, JobStats, JobStatus, Page, Progress
-from jobkit.store.schema import job_events, jobs, labels, lives, queues
+from jobkit.store.schema import job_events, job_signals, jobs, labels, lives, queues
 from jobkit.store.sql import PROGRESS_DATA, STANDING, runnable, standing_of, text_of, time_of
 
 if TYPE_CHECKING:
@@ -64,6 +64,9 @@ _SEARCHED: Final = (
     "run_s",
 )
 """What conditions, order and statistics need of a job."""
+
+_TIMED: Final = jobs.c.status.in_([literal_column("'scheduled'"), literal_column("'waiting'")])
+"""Jobs for which time may come; written as the index has it, which is used for nothing else."""
 
 _RECORD: Final = (
     jobs.c.id, jobs.c.name, jobs.c.version, jobs.c.label, jobs.c.description, jobs.c.status, jobs.c.reason,
@@ -108,6 +111,12 @@ class Queries:
         with self._database.reading() as connection:
             row = connection.execute(select(jobs.c.state_seq, jobs.c.state).where(jobs.c.id == job_id)).one_or_none()
         return None if row is None or row.state is None else (row.state_seq, row.state)
+
+    def signal(self, job_id: str, name: str) -> bytes | None:
+        """The payload of a signal that was sent to a job."""
+        sent = select(job_signals.c.payload).where(job_signals.c.job_id == job_id, job_signals.c.name == name)
+        with self._database.reading() as connection:
+            return connection.execute(sent).scalar_one_or_none()
 
     # ── lists ──
 
@@ -201,6 +210,20 @@ class Queries:
         with self._database.reading() as connection:
             found = connection.execute(query.where(lives.c.id.in_(over), lives.c.ended_at.is_not(None)))
             return {life: End(at, how, blamed) for life, text, how, blamed in found if (at := time_of(text))}
+
+    def due(self, limit: int) -> list[Standing]:
+        """Jobs whose time has come, the earliest first."""
+        with self._database.reading() as connection:
+            now = text_of(self._database.now(connection))
+            query = select(*STANDING).where(_TIMED, jobs.c.scheduled_at <= now)
+            query = query.order_by(jobs.c.scheduled_at).limit(limit)
+            return [standing_of(row) for row in connection.execute(query)]
+
+    def next_due(self) -> datetime | None:
+        """When the next job's time comes."""
+        query = select(jobs.c.scheduled_at).where(_TIMED, jobs.c.scheduled_at.is_not(None))
+        with self._database.reading() as connection:
+            return time_of(connection.execute(query.order_by(jobs.c.scheduled_at).limit(1)).scalar_one_or_none())
 
     def paused(self, limit: int) -> list[Standing]:
         """Paused jobs that a restart resumes, the oldest first."""

@@ -120,7 +120,7 @@ jobs: Final = Table(
 )
 
 Index("ix_jobs_claim", jobs.c.queue, jobs.c.suspect, jobs.c.rank, sqlite_where=jobs.c.rank.is_not(None))
-Index("ix_jobs_due", jobs.c.scheduled_at, sqlite_where=jobs.c.status == "scheduled")
+Index("ix_jobs_due", jobs.c.scheduled_at, sqlite_where=jobs.c.status.in_(["scheduled", "waiting"]))
 Index("ix_jobs_life", jobs.c.life, sqlite_where=jobs.c.life.is_not(None))
 Index("ix_jobs_key", jobs.c.name, jobs.c.key, unique=True, sqlite_where=jobs.c.key.is_not(None))
 Index("ix_jobs_created", jobs.c.created_at)
@@ -157,6 +157,27 @@ job_events: Final = Table(
     sqlite_autoincrement=True,
 )
 """What happened; `seq` counts 1, 2, 3… per job, `pos` orders the events of all jobs as they were committed."""
+
+job_blockers: Final = Table(
+    "job_blockers",
+    metadata,
+    Column("job_id", Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("kind", String(8), primary_key=True),
+    Column("on", Name, primary_key=True),
+    Index("ix_job_blockers_on", "kind", "on"),
+    sqlite_with_rowid=False,
+)
+"""What jobs wait for: `kind` is `job`, the end of the job `on`, or `signal`, one of that name."""
+
+job_signals: Final = Table(
+    "job_signals",
+    metadata,
+    Column("job_id", Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("name", Name, primary_key=True),
+    Column("payload", LargeBinary, nullable=False),
+    Column("at", Time, nullable=False),
+)
+"""Signals that were sent to jobs, whether or not they wait for them yet; the first of each name counts."""
 
 labels: Final = Table(
     "labels",

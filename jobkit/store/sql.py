@@ -14,14 +14,23 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Update, bindparam, case, false, func, literal_column, select
+from sqlalchemy import ColumnElement, Update, bindparam, case, exists, false, func, literal_column, select
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from jobkit.errors import SerializationError
 from jobkit.lifecycle import Standing
 from jobkit.model import TERMINAL, JobStatus
 from jobkit.policy import rank
-from jobkit.store.schema import job_checkpoints, job_events, jobs, labels, lives, queues
+from jobkit.store.schema import (
+    job_blockers,
+    job_checkpoints,
+    job_events,
+    job_signals,
+    jobs,
+    labels,
+    lives,
+    queues,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -168,7 +177,8 @@ def moved_row(job: Standing, now: datetime, now_text: str) -> Row:
 
 _PROGRESS: Final = ("progress_data", "progress", "progress_data")
 _FINISHED: Final = ("output", "output_data", "error", "error_message")
-_SAVED: Final = ("crash_count", "suspect", "checkpoint_seq", "state_seq", "last_checkpoint_at", "state")
+_KEPT: Final = ("checkpoint_seq", "state_seq", "last_checkpoint_at", "state")
+_SAVED: Final = ("crash_count", "suspect", *_KEPT)
 
 
 def _guard() -> list[ColumnElement[bool]]:
@@ -210,13 +220,15 @@ def standing_of(row: Sequence[Any]) -> Standing:
     )  # fmt: skip
 
 
+_BLOCKER: Final = ("job_id", "kind", "on")
+_SIGNAL: Final = ("job_id", "name", "payload", "at")
 _ENDED: Final = ("ended_at", "ended_how", "blamed")
 
 _CLAIMED: Final = (jobs.c.name, jobs.c.version, jobs.c.params_data, jobs.c.state, jobs.c.metadata)
 
 _INSERTED: Final = (
     "id", "name", "version", "label", "description", "user", "tags", "metadata", "key", "params", "params_data",
-    "resumable", "status", "queue", "priority", "rank", "event_seq", "created_at", "state",
+    "resumable", "status", "queue", "priority", "rank", "event_seq", "created_at", "state", "parent_id",
 )  # fmt: skip
 
 
@@ -225,7 +237,7 @@ def inserted_row(job: NewJob, now: datetime, now_text: str) -> Row:
     return (
         job.id, job.name, job.version, job.label, job.description, job.user, to_json(job.tags),
         to_json(dict(job.metadata)), job.key, to_json(job.params), job.params_data, int(job.resumable), "queued",
-        job.queue, job.priority, rank(now, job.priority), 1, now_text, job.state,
+        job.queue, job.priority, rank(now, job.priority), 1, now_text, job.state, job.parent_id,
     )  # fmt: skip
 
 
@@ -274,10 +286,29 @@ class Statements:
         )
         self.save: Statement = ready(_update(*_SAVED, **_progress()), *_SAVED, *_PROGRESS, *GUARD)
         self.stop: Statement = ready(_update(*_MOVED, **_progress()), *_MOVED, *_PROGRESS, *GUARD)
+        self.suspend: Statement = ready(_update(*_MOVED, *_KEPT, **_progress()), *_MOVED, *_KEPT, *_PROGRESS, *GUARD)
         self.delete: Statement = ready(jobs.delete().where(*_guard()), *GUARD)
         self.report: Statement = ready(_update(**_progress()), *_PROGRESS, *GUARD)
         kept = dialect.upsert(job_checkpoints, "job_id", "slot", "seq", "state", "at", replace=True)
         self.keep: Statement = ready(kept, "job_id", "slot", "seq", "state", "at")
+
+        self.block: Statement = ready(dialect.upsert(job_blockers, *_BLOCKER), *_BLOCKER)
+        self.unblock: Statement = ready(
+            job_blockers.delete().where(*(job_blockers.c[name] == bindparam(name) for name in _BLOCKER)), *_BLOCKER
+        )
+        own = job_blockers.c.job_id == bindparam("job_id")
+        self.free: Statement = ready(job_blockers.delete().where(own), "job_id")
+        self.any_blocker: Statement = ready(select(exists(job_blockers.select())))
+        on = tuple(job_blockers.c[name] == bindparam(name) for name in _BLOCKER[1:])
+        blocked = select(job_blockers.c.job_id).where(*on).order_by(job_blockers.c.job_id)
+        self.blocked: Statement = ready(blocked, *_BLOCKER[1:])
+        self.blockers: Statement = ready(select(func.count()).select_from(job_blockers).where(own), "job_id")
+        self.children: Statement = ready(
+            select(jobs.c.id).where(jobs.c.parent_id == bindparam("parent_id")).order_by(jobs.c.id), "parent_id"
+        )
+        self.send: Statement = ready(dialect.upsert(job_signals, *_SIGNAL), *_SIGNAL)
+        sent = (job_signals.c.job_id == bindparam("job_id"), job_signals.c.name == bindparam("name"))
+        self.sent: Statement = ready(select(job_signals.c.payload).where(*sent), "job_id", "name")
 
         alive = (lives.c.id == bindparam("at_life"), lives.c.ended_at.is_(None))
         entered = tuple(column.name for column in lives.c if column.name not in _ENDED)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from jobkit.errors import InvalidSettings, SerializationError, StoreUnavailable
-from jobkit.interfaces import Change, Claim, Insert, Register, Renew, Retire
+from jobkit.interfaces import Change, Claim, Insert, Register, Renew, Retire, Send
 from jobkit.lifecycle import Trigger
 from jobkit.points import reach
 from jobkit.store.dialects import BUSY_S, Sqlite
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _POINT = {
     Trigger.CHECKPOINT: "checkpoint",
     Trigger.REPORT: "report",
+    Trigger.SUSPEND: "finish",
     Trigger.COMPLETE: "finish",
     Trigger.FAIL: "finish",
     Trigger.STOPPED: "give_back",
@@ -161,6 +162,8 @@ def _point(write: Write) -> str:
     match write:
         case Change():
             return _POINT.get(write.cause.trigger, "control")
+        case Send():
+            return "control"
         case Insert():
             return "dispatch"
         case Claim():

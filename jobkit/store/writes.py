@@ -11,7 +11,8 @@ Invariant: an event is numbered and stored in the transaction of the change that
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import defaultdict, deque
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -20,9 +21,9 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError
 from jobkit.canonical import canonical
 from jobkit.errors import JobkitError, JobNotFound, KeyConflict, LeaseLost, SerializationError
 from jobkit.filters import label_text
-from jobkit.interfaces import Change, Claim, Claimed, Insert, Register, Renew, Retire, Stored
+from jobkit.interfaces import Change, Claim, Claimed, Insert, Register, Renew, Retire, Send, Stored
 from jobkit.lifecycle import Cause, Transition, Trigger, advance
-from jobkit.model import Failure, JobStatus
+from jobkit.model import TERMINAL, Failure, JobStatus
 from jobkit.policy import blame
 from jobkit.store.sql import (
     event_row,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from jobkit.interfaces import NewJob, Write
+    from jobkit.interfaces import NewJob, Wait, Write
     from jobkit.lifecycle import Standing
     from jobkit.store.sql import Row, Statement, Statements
 
@@ -78,6 +79,7 @@ class Batch:
         self._connection, self._now, self._sql, self._keep = connection, now, statements, keep
         self._now_text = text_of(now) or ""
         self._known_queues = known_queues
+        self._waits: bool | None = None
         self.new_queues: set[str] = set()
         self.rows: int = 0
         self.size: int = 0
@@ -96,7 +98,7 @@ class Batch:
         events: list[Row] = []
         late: list[int] = []
         for index, write in enumerate(writes):
-            if isinstance(write, Change) and write.expected is not None:
+            if isinstance(write, Change) and write.expected is not None and not write.waits:
                 try:
                     answers[index] = transition = advance(write.expected, write.cause, self._now)
                 except JobkitError as error:
@@ -105,6 +107,7 @@ class Batch:
                 for statement, row in self._plan(write, transition):
                     plans[statement].append(row)
                 events.extend(self._events(transition, write))
+                self._plan_inserts(write.spawns, plans, events)
             elif isinstance(write, Insert) and all(job.key is None for job in write.jobs):
                 answers[index] = tuple(Stored(job.id, created=True) for job in write.jobs)
                 self._plan_inserts(write.jobs, plans, events)
@@ -113,6 +116,9 @@ class Batch:
         self._run(plans)
         if events:
             self._tell(events)
+        for index, answer in enumerate(answers):
+            if isinstance(answer, Transition):
+                answers[index] = self._with_consequences(answer)
         self._one_by_one(writes, late, answers, self._trusted)
         return answers
 
@@ -156,6 +162,8 @@ class Batch:
         match write:
             case Change():
                 return self._change(write)
+            case Send():
+                return self._signal(write)
             case Insert():
                 return self._insert(write.jobs)
             case Claim():
@@ -185,12 +193,22 @@ class Batch:
     # ── changes ──
 
     def _change(self, change: Change) -> Transition:
-        job = self._standing(change)
-        transition = advance(job, change.cause, self._now)
+        return self._with_consequences(self._apply(change))
+
+    def _apply(self, change: Change) -> Transition:
+        job, cause = self._standing(change), change.cause
+        open_waits = [wait for wait in change.waits if not self._is_over(job.id, wait)]
+        if change.waits:
+            cause = replace(cause, blockers=len(open_waits))
+        transition = advance(job, cause, self._now)
         for statement, row in self._plan(change, transition):
             if statement.many(self._connection, [row]) != 1:
                 raise LeaseLost(change.job_id, job.attempt)
         self._tell(list(self._events(transition, change)))
+        if change.spawns:
+            self._insert(change.spawns)
+        if open_waits and transition.after.blockers:
+            self._sql.block.many(self._connection, [(job.id, *wait) for wait in open_waits])
         return transition
 
     def _standing(self, change: Change) -> Standing:
@@ -218,6 +236,13 @@ class Batch:
             yield Planned(self._sql.save, (*saved, *progress, *guard))
             if self._keep:
                 yield Planned(self._sql.keep, (before.id, seq % self._keep, seq, state, self._now_text))
+        elif trigger is Trigger.SUSPEND:
+            state, seq = change.state or b"", after.checkpoint_seq
+            self.size += 2 * len(state)
+            moved = moved_row(after, self._now, self._now_text)
+            yield Planned(self._sql.suspend, (*moved, seq, seq, self._now_text, state, *progress, *guard))
+            if self._keep:
+                yield Planned(self._sql.keep, (before.id, seq % self._keep, seq, state, self._now_text))
         elif trigger is Trigger.DELETE:
             yield Planned(self._sql.delete, guard)
         elif after is not before and after != before:  # a queued job keeps its place unless it has to move
@@ -234,6 +259,59 @@ class Batch:
             failure = change.failure
             message = transition.after.reason if failure is None else f"{failure.type}: {failure.message}"
             yield event_row(transition, self._now_text, message)
+
+    # ── what a change brings about in other jobs ──
+
+    def _is_over(self, job_id: str, wait: Wait) -> bool:
+        """Whether what a job is about to wait for has come already."""
+        if wait.kind == "signal":
+            return self._sql.sent.one(self._connection, (job_id, wait.on)).one_or_none() is not None
+        row = self._sql.standing.one(self._connection, (wait.on,)).one_or_none()
+        return row is None or standing_of(row).status.terminal
+
+    def _signal(self, signal: Send) -> Transition:
+        change = Change(signal.job_id, Cause(Trigger.SIGNAL))
+        transition = advance(self._standing(change), change.cause, self._now)
+        self._sql.send.one(self._connection, (signal.job_id, signal.name, signal.payload, self._now_text))
+        return transition._replace(then=tuple(map(self._apply, self._let_go("signal", signal.name, signal.job_id))))
+
+    def _with_consequences(self, done: Transition) -> Transition:
+        """Let a job's end act on those that wait for it, and its cancel on its children, and so on."""
+        then: list[Transition] = []
+        ahead = deque([done])
+        while ahead:
+            for change in self._brought_about(ahead.popleft()):
+                further = self._apply(change)
+                if further.after is not further.before:
+                    then.append(further)
+                    ahead.append(further)
+        return done._replace(then=tuple(then)) if then else done
+
+    def _brought_about(self, done: Transition) -> Iterator[Change]:
+        before, after = done.before, done.after
+        if before.blockers and not (after.blockers and after.status not in TERMINAL):
+            self._sql.free.one(self._connection, (after.id,))
+        if after.status not in TERMINAL or before.status in TERMINAL:
+            return
+        if self._anybody_waits():
+            yield from self._let_go("job", after.id)
+        if after.status is JobStatus.CANCELLED:
+            for (child,) in self._sql.children.one(self._connection, (after.id,)).all():
+                yield Change(child, Cause(Trigger.CANCEL))
+
+    def _let_go(self, kind: str, on: str, job_id: str | None = None) -> Iterator[Change]:
+        """Have those that wait for something wait for it no longer: all of them, or one job."""
+        for (blocked,) in self._sql.blocked.one(self._connection, (kind, on)).all():
+            if job_id in {None, blocked}:
+                self._sql.unblock.one(self._connection, (blocked, kind, on))
+                left = self._sql.blockers.one(self._connection, (blocked,)).scalar_one()
+                yield Change(blocked, Cause(Trigger.UNBLOCK, blockers=left))
+
+    def _anybody_waits(self) -> bool:
+        """Whether any job waits for anything: asked once a batch, since mostly none does."""
+        if self._waits is None:
+            self._waits = bool(self._sql.any_blocker.one(self._connection, ()).scalar_one())
+        return self._waits
 
     # ── inserts ──
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 from uuid import UUID
 
@@ -39,16 +40,18 @@ from jobkit.model import Progress
 from jobkit.registration import Registry, job
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from jobkit.interfaces import InterruptKind
+    from jobkit.interfaces import InterruptKind, NewJob, Question, Suspension
     from jobkit.jobtype import JobType
 
 DEADLINE_S: Final = 20.0
 """How long any of these tests may take, in seconds; a correct executor needs a fraction of one."""
 
 JOB_ID: Final = "01890a5d-ac96-774b-bcce-b302099a8057"
+
+CHILD_ID: Final = "01890a5d-ac96-774b-bcce-b302099a8058"
 
 KINDS: Final[tuple[InterruptKind, ...]] = ("cancel", "time-out", "pause", "shutdown", "suspend")
 
@@ -367,6 +370,9 @@ class RecordingLink:
         want: Why the handler is to stop, if it is.
         want_at: From which save on, counted from 1.
         lost: Whether the lease is lost.
+        spawned: Every job that was to be stored with a state.
+        suspension: How the handler was left, to be entered again.
+        answers: What it is told when it asks.
     """
 
     def __init__(self, job_type: JobType, folder: Path, resources: Mapping[str, Any]) -> None:
@@ -378,6 +384,9 @@ class RecordingLink:
         self.want: InterruptKind | None = None
         self.want_at = 1
         self.lost = False
+        self.spawned: list[NewJob] = []
+        self.suspension: Suspension | None = None
+        self.answers: dict[Question, Any] = {}
 
     @property
     def saved(self) -> list[Play]:
@@ -386,17 +395,37 @@ class RecordingLink:
         found: list[Any] = [self._job_type.restore(params, unseal(one).state) for one in self.sealed]
         return found
 
-    async def save(self, state: bytes) -> None:
+    async def save(self, state: bytes, spawns: Sequence[NewJob] = ()) -> None:
         await checkpoint()
-        self.save_blocking(state)
+        self.save_blocking(state, spawns)
 
-    def save_blocking(self, state: bytes) -> None:
+    def save_blocking(self, state: bytes, spawns: Sequence[NewJob] = ()) -> None:
         if self.lost:
             self.refused += 1
             raise LeaseLost(JOB_ID, 1)
         self.sealed.append(state)
+        self.spawned.extend(spawns)
         if (kind := self.due()) is not None:
             raise Interrupt(kind)
+
+    async def ask(self, question: Question) -> Any:
+        await checkpoint()
+        return self.answers.get(question)
+
+    def ask_blocking(self, question: Question) -> Any:
+        return self.answers.get(question)
+
+    def now(self) -> datetime:
+        return datetime(2030, 1, 1, tzinfo=UTC)
+
+    def new_id(self) -> str:
+        return CHILD_ID
+
+    def handle(self, job_id: str, name: str) -> Any:
+        return job_id, name
+
+    def suspend(self, suspension: Suspension) -> None:
+        self.suspension = suspension
 
     def due(self) -> InterruptKind | None:
         return self.want if len(self.sealed) >= self.want_at else None

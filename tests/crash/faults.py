@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Update, bindparam, literal_column, or_
 
-from jobkit.interfaces import Change, Insert, Stored
+from jobkit.interfaces import Change, Insert, NewJob, Stored
 from jobkit.lifecycle import Trigger
 from jobkit.registration import registry
 from jobkit.runtime.runner import Running
@@ -71,10 +71,10 @@ def state_of_the_one_before() -> None:
     """Each checkpoint stores the state of the checkpoint before."""
     honest, before = Running._checkpoint, dict[str, bytes]()
 
-    def checkpoint(self: Running, state: bytes) -> Change:
+    def checkpoint(self: Running, state: bytes, spawns: Sequence[NewJob]) -> Change:
         stored = before.get(self.standing.id, state)
         before[self.standing.id] = state
-        return honest(self, stored)
+        return honest(self, stored, spawns)
 
     Running._checkpoint = checkpoint  # type: ignore[method-assign]
 

@@ -60,12 +60,16 @@ EXPECTED: Final[Mapping[str, Mapping[str, str]]] = {
         "queued": "ignored", "assigned": "ignored", "running": "ignored", "paused": "ignored", "held": "ignored",
         "terminal": "ignored",
     },
-    "the last blocker's end": {
-        "scheduled": "noted unblocked",
-        "waiting": "scheduled unblocked if later; queued unblocked",
-        "queued": "noted unblocked", "assigned": "noted unblocked", "running": "noted unblocked",
-        "paused": "noted unblocked", "held": "noted unblocked",
+    "a blocker's end": {
+        "scheduled": "noted rewait",
+        "waiting": "waiting rewait quietly if to-wait; scheduled rewait if later; queued rewait",
+        "queued": "noted", "assigned": "noted", "running": "noted",
+        "paused": "noted rewait", "held": "noted rewait",
         "terminal": "ignored",
+    },
+    "signal": {
+        "scheduled": "noted", "waiting": "noted", "queued": "noted", "assigned": "noted", "running": "noted",
+        "paused": "noted", "held": "noted", "terminal": "refused",
     },
     "a dependency's failure": {
         "scheduled": "held:given if blame-hold and says-why; held:dependency_failed if blame-hold; "
@@ -92,9 +96,11 @@ EXPECTED: Final[Mapping[str, Mapping[str, str]]] = {
     "checkpoint": ATTEMPT | {"running": "noted forgiven cleared +checkpoint"},
     "report": ATTEMPT | {"running": "noted"},
     "suspend": ATTEMPT | {
-        "running": "cancelled rewait redue if to-cancel; paused:user rewait redue if to-pause; "
-                   "waiting rewait redue if to-wait; scheduled rewait redue if until-later; "
-                   "queued rewait redue",
+        "running": "cancelled rewait redue +checkpoint forgiven cleared if to-cancel; "
+                   "paused:user rewait redue +checkpoint forgiven cleared if to-pause; "
+                   "waiting rewait redue +checkpoint forgiven cleared if to-wait; "
+                   "scheduled rewait redue +checkpoint forgiven cleared if until-later; "
+                   "queued rewait redue +checkpoint forgiven cleared",
     },
     "complete": ATTEMPT | {"running": "cancelled if to-cancel; completed"},
     "fail": ATTEMPT | {
@@ -169,7 +175,7 @@ EXPECTED: Final[Mapping[str, Mapping[str, str]]] = {
 
 REFUSED_TARGET: Final = {
     "assign": "assigned", "claim": "running", "pause": "paused", "resume": "queued", "release": "queued",
-    "delete": "deleted", "a dependency's failure": "held",
+    "delete": "deleted", "a dependency's failure": "held", "signal": "signalled",
 }  # fmt: skip
 """The status that a refused request would have led to."""
 
@@ -337,7 +343,7 @@ def causes(trigger: Trigger, status: JobStatus) -> Iterator[Cause]:
         trigger, "life-2", "corrupt_state", FUTURE, 1, "run",
         others=True, across_restarts=True, crashed=True, strike=True,
     )  # fmt: skip
-    if cell_of(trigger.value, status.value) in {"ignored", "refused", "fenced", "removed", "noted", "noted unblocked"}:
+    if cell_of(trigger.value, status.value) in {"ignored", "refused", "fenced", "removed", "noted", "noted rewait"}:
         yield from (plain, busy)
         return
     for due_at, blockers, blame, others, (crashed, strike), reason in product(
@@ -690,7 +696,7 @@ def walk(job: Standing, steps: list[Step]) -> Iterator[Transition]:
 
 def hold_invariants(walked: Iterator[Transition]) -> Iterator[Transition]:
     """Check each transition of a walk, and pass it on."""
-    for before, cause, after, event in walked:
+    for before, cause, after, event, _ in walked:
         assert not list(oddities(after)), f"{before} met {cause}"
         if before.status in TERMINAL:
             assert after == before
@@ -705,7 +711,8 @@ def hold_invariants(walked: Iterator[Transition]) -> Iterator[Transition]:
             assert (after.status, after.wanted) in {(JobStatus.RUNNING, "cancel"), (JobStatus.CANCELLED, None)}
         assert after.run_s >= before.run_s
         assert after.retry_count >= before.retry_count
-        assert after.checkpoint_seq == before.checkpoint_seq + (cause.trigger is Trigger.CHECKPOINT)
+        saved = cause.trigger in {Trigger.CHECKPOINT, Trigger.SUSPEND}
+        assert after.checkpoint_seq == before.checkpoint_seq + saved
         assert (after.id, after.resumable, after.priority) == (before.id, before.resumable, before.priority)
         yield Transition(before, cause, after, event)
 
@@ -772,7 +779,7 @@ def test_a_job_that_is_not_resumable_runs_once(job: Standing, steps: list[Step])
     not be loaded has not run.
     """
     entered = False
-    for _, cause, after, _ in walk(job._replace(resumable=False), steps):
+    for _, cause, after, *_ in walk(job._replace(resumable=False), steps):
         if cause.trigger is Trigger.CLAIM and after.status is JobStatus.RUNNING:
             assert not entered
             entered = True
@@ -785,7 +792,7 @@ def test_a_job_that_is_not_resumable_runs_once(job: Standing, steps: list[Step])
 def test_stored_events_tell_the_whole_story(job: Standing, steps: list[Step]):
     """G11: who reads the stored events alone, in their order, knows every status that the job went through."""
     told = {1: job.status}
-    for _, _, after, event in walk(job, steps):
+    for _, _, after, event, _ in walk(job, steps):
         if event is not None:
             told[after.event_seq] = after.status
         assert told[max(told)] is after.status

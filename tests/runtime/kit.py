@@ -15,9 +15,10 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from jobkit import BlockingJobContext, Job, JobContext, JobManager, JobRecord, JobStatus, Registry, Settings, job, state
+from jobkit.dispatching import check_options, new_job
 from jobkit.interfaces import Change, Claim, Claimed, Insert, Life, Register, Retire
 from jobkit.lifecycle import Cause, Standing, Transition, Trigger
-from jobkit.runtime.dispatch import DispatchOptions, check_options, new_job
+from jobkit.model import DispatchOptions
 from jobkit.runtime.node import Node
 from jobkit.store import SqlStore
 from jobkit.store.dialects import boot_id

@@ -9,7 +9,7 @@ import pytest
 from jobkit import JobFilter, JobStatus
 from jobkit.interfaces import Change, Retire
 from jobkit.lifecycle import Cause, Trigger
-from jobkit.runtime import recovery as recovery_module
+from jobkit.runtime import moving
 from jobkit.testing import FakeThreads
 from tests.runtime.kit import (
     DEADLINE_S,
@@ -241,7 +241,7 @@ async def test_a_sweep_that_breaks_off_blames_the_same_job(path, monkeypatch):
 
 async def test_many_portions_are_one_crash(path, monkeypatch):
     """G9: jobs that are put back in several commits ran at one and the same crash."""
-    monkeypatch.setattr(recovery_module, "PORTION", 2)
+    monkeypatch.setattr(moving, "PORTION", 2)
     ids = _put(path, 7)
     _crash(path, ids)
     await _swept(path)

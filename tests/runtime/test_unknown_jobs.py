@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from jobkit import Job, JobContext, JobHeld, JobStatus, Registry, job
-from jobkit.runtime import recovery
+from jobkit.runtime import moving
 from tests.runtime.kit import DEADLINE_S, Echo, OtherProcess, make, node_of, stored, until_true
 
 pytestmark = pytest.mark.anyio
@@ -90,7 +90,7 @@ async def test_what_is_held_for_another_reason_is_not_released(path, strangers):
 
 async def test_a_crowd_of_unknown_jobs_does_not_hide_the_known(path, monkeypatch):
     """G10: however many unknown jobs stand first in line, those behind them run, and all of them are held in time."""
-    monkeypatch.setattr(recovery, "PORTION", 50)
+    monkeypatch.setattr(moving, "PORTION", 50)
     other = OtherProcess(path, registry=ELSEWHERE)
     ids = other.put(Elsewhere(), 300)
     other.die()

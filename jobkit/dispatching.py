@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pydantic_core import PydanticSerializationError, to_json
 
@@ -24,30 +24,6 @@ HIGHEST: Final = 1_000_000
 """The highest priority; its negative is the lowest."""
 
 
-class DispatchOptions(TypedDict, total=False):
-    """What may be said of a job when it is dispatched.
-
-    Attributes:
-        priority: Higher is claimed sooner; the job type's own by default.
-        queue: The queue to wait in; the job type's own by default.
-        key: An idempotency key: the same name, key and parameters give the same job for as long as it is stored.
-        label: A short name for people.
-        description: A line for people; the job type's own by default.
-        tags: Free words to find it by.
-        user: Who started it.
-        metadata: Free JSON; its top-level scalars can be filtered.
-    """
-
-    priority: int
-    queue: str
-    key: str | None
-    label: str | None
-    description: str | None
-    tags: Iterable[str]
-    user: str | None
-    metadata: Mapping[str, Json]
-
-
 class Options(NamedTuple):
     """Options that can be stored; None where the job type's own holds."""
 
@@ -61,7 +37,7 @@ class Options(NamedTuple):
     metadata: Mapping[str, Json]
 
 
-def check_options(options: DispatchOptions) -> Options:
+def check_options(options: Mapping[str, Any]) -> Options:
     """See to it that every option is known and can be stored."""
     for name, value in options.items():
         if name not in Options._fields:
@@ -71,7 +47,7 @@ def check_options(options: DispatchOptions) -> Options:
     text = {name: _text(name, options.get(name)) for name in ("key", "label", "description", "user")}
     return Options(
         priority=_priority(options["priority"]) if "priority" in options else None,
-        queue=_queue(options["queue"]) if "queue" in options else None,
+        queue=check_name("queue", options["queue"]) if "queue" in options else None,
         key=text["key"],
         label=text["label"],
         description=text["description"],
@@ -117,10 +93,11 @@ def _priority(value: object) -> int:
     return value
 
 
-def _queue(value: object) -> str:
-    name = _text("queue", value, 200)
+def check_name(option: str, value: object) -> str:
+    """See to it that a name can be stored."""
+    name = _text(option, value, 200)
     if not name:
-        raise InvalidOption("queue", value, "give a name")
+        raise InvalidOption(option, value, "give a name")
     return name
 
 
