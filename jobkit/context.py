@@ -328,6 +328,7 @@ class BlockingJobContext(ContextBase):
             return self._side.codec(call).unpack(found[0])
         result = call(*args, **kwargs)
         if isawaitable(result):
+            getattr(result, "close", bool)()
             message = f"step({name!r}) of a sync job got an async function: make it a plain def, or run() async"
             raise TypeError(message)
         self._keep(name, call, result)

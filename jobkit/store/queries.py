@@ -18,7 +18,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, exists, func, literal, literal_column, not_, or_, select, tuple_, union_all
+from sqlalchemy import ColumnElement, exists, func, literal, not_, or_, select, tuple_, union_all
 
 from jobkit.errors import InvalidFilter
 from jobkit.interfaces import End, Ended, Life
@@ -64,9 +64,6 @@ _SEARCHED: Final = (
     "run_s",
 )
 """What conditions, order and statistics need of a job."""
-
-_TIMED: Final = jobs.c.status.in_([literal_column("'scheduled'"), literal_column("'waiting'")])
-"""Jobs for which time may come; written as the index has it, which is used for nothing else."""
 
 _RECORD: Final = (
     jobs.c.id, jobs.c.name, jobs.c.version, jobs.c.label, jobs.c.description, jobs.c.status, jobs.c.reason,
@@ -215,15 +212,14 @@ class Queries:
         """Jobs whose time has come, the earliest first."""
         with self._database.reading() as connection:
             now = text_of(self._database.now(connection))
-            query = select(*STANDING).where(_TIMED, jobs.c.scheduled_at <= now)
-            query = query.order_by(jobs.c.scheduled_at).limit(limit)
+            query = select(*STANDING).where(jobs.c.alarm <= now).order_by(jobs.c.alarm).limit(limit)
             return [standing_of(row) for row in connection.execute(query)]
 
     def next_due(self) -> datetime | None:
         """When the next job's time comes."""
-        query = select(jobs.c.scheduled_at).where(_TIMED, jobs.c.scheduled_at.is_not(None))
+        query = select(jobs.c.alarm).where(jobs.c.alarm.is_not(None)).order_by(jobs.c.alarm).limit(1)
         with self._database.reading() as connection:
-            return time_of(connection.execute(query.order_by(jobs.c.scheduled_at).limit(1)).scalar_one_or_none())
+            return time_of(connection.execute(query).scalar_one_or_none())
 
     def paused(self, limit: int) -> list[Standing]:
         """Paused jobs that a restart resumes, the oldest first."""

@@ -5,8 +5,8 @@ that SQLite's `datetime()` understands and that sorts as time does, and whatever
 back exact in value and type stands beside its JSON as MessagePack (`params_data`, `output_data`, `state`).
 
 Why each index: `ix_jobs_claim` holds claimable rows alone (`rank` is NULL otherwise), so a claim costs the same beside
-a million finished jobs; the others serve one list filter each, newest first, without a sort. Most rows are in few of
-them.
+a million finished jobs, and `ix_jobs_alarm` those alone that time will move; the others serve one list filter each,
+newest first, without a sort. Most rows are in few of them.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ jobs: Final = Table(
     # when
     Column("created_at", Time, nullable=False),
     Column("scheduled_at", Time),
+    Column("alarm", Time),
     Column("started_at", Time),
     Column("running_since", Time),
     Column("run_s", Float, nullable=False, server_default="0"),
@@ -120,7 +121,7 @@ jobs: Final = Table(
 )
 
 Index("ix_jobs_claim", jobs.c.queue, jobs.c.suspect, jobs.c.rank, sqlite_where=jobs.c.rank.is_not(None))
-Index("ix_jobs_due", jobs.c.scheduled_at, sqlite_where=jobs.c.status.in_(["scheduled", "waiting"]))
+Index("ix_jobs_alarm", jobs.c.alarm, sqlite_where=jobs.c.alarm.is_not(None))
 Index("ix_jobs_life", jobs.c.life, sqlite_where=jobs.c.life.is_not(None))
 Index("ix_jobs_key", jobs.c.name, jobs.c.key, unique=True, sqlite_where=jobs.c.key.is_not(None))
 Index("ix_jobs_created", jobs.c.created_at)

@@ -157,9 +157,13 @@ def guard_row(job: Standing) -> Row:
 
 
 _MOVED: Final = (
-    "status", "attempt", "wanted", "reason", "rank", "scheduled_at", "blockers", "retry_count", "crash_count",
+    "status", "attempt", "wanted", "reason", "rank", "scheduled_at", "alarm", "blockers", "retry_count", "crash_count",
     "suspect", "across_restarts", "event_seq", "life", "running_since", "run_s", "completed_at",
 )  # fmt: skip
+
+
+_TIMED: Final = frozenset({JobStatus.SCHEDULED, JobStatus.WAITING})
+"""Where time moves a job."""
 
 
 def moved_row(job: Standing, now: datetime, now_text: str) -> Row:
@@ -168,8 +172,8 @@ def moved_row(job: Standing, now: datetime, now_text: str) -> Row:
     return (
         status.value, job.attempt, job.wanted, job.reason,
         rank(now, job.priority) if status is JobStatus.QUEUED else None,
-        text_of(job.due_at), job.blockers, job.retry_count, job.crash_count, int(job.suspect),
-        int(job.across_restarts), job.event_seq, job.life,
+        due_at := text_of(job.due_at), due_at if status in _TIMED else None, job.blockers, job.retry_count,
+        job.crash_count, int(job.suspect), int(job.across_restarts), job.event_seq, job.life,
         now_text if job.running_since is now else text_of(job.running_since),
         job.run_s, now_text if status in TERMINAL else None,
     )  # fmt: skip

@@ -37,7 +37,7 @@ from jobkit.errors import (
     StoreUnavailable,
 )
 from jobkit.filters import JobFilter, label_text
-from jobkit.interfaces import Change, Claim, Claimed, Insert, Life, NewJob, Register, Renew, Retire, Stored
+from jobkit.interfaces import Change, Claim, Claimed, Insert, Life, NewJob, Register, Renew, Retire, Send, Stored, Wait
 from jobkit.lifecycle import Cause, Standing, Transition, Trigger
 from jobkit.model import Failure, JobRecord, JobStatus, Priority, Progress
 from jobkit.plain import plain
@@ -1100,6 +1100,126 @@ class StoreContract:
         (again,) = bench.store.known_again({NAME: 2}, 9)
         assert bench.after(again, Cause(Trigger.KNOWN)).status is JobStatus.QUEUED
         assert {job.id for job in bench.store.known_again({NAME: 2, "unknown": 1}, 9)} == {unknown}
+
+    # ── waiting ──
+
+    def test_a_suspension_is_a_checkpoint_and_frees_the_job(self, bench: Bench, clock: FakeClock) -> None:
+        """G3: state and what is waited for are stored together; the job is found again when its time has come."""
+        due_at = clock.now() + timedelta(seconds=60)
+        job = bench.start()
+        after = bench.after(job, Cause(Trigger.SUSPEND, due_at=due_at), state=b"state", progress=Progress(0.5))
+        assert (after.status, after.checkpoint_seq, after.due_at) == (JobStatus.SCHEDULED, 1, due_at)
+        assert bench.store.state(job.id) == (1, b"state")
+        record = bench.record(job.id)
+        assert (record.scheduled_at, record.node, record.progress) == (due_at, "node", Progress(0.5))
+        assert bench.store.next_due() == due_at
+        assert bench.store.due(9) == []
+        clock.advance(60)
+        assert bench.store.due(9) == [after]
+        bench.after(after, Cause(Trigger.DUE))
+        assert (bench.store.due(9), bench.store.next_due()) == ([], None)
+        assert bench.claim()[0].state == b"state"
+
+    @pytest.mark.parametrize("first", ["signal", "wait"])
+    def test_a_signal_and_a_wait_meet_in_any_order(self, bench: Bench, first: str) -> None:
+        """Rule 14: a signal that is there ends the wait in the transaction that begins it; a later one wakes."""
+        job, other = bench.start(), bench.start()
+        waits = (Wait("signal", "go"),)
+        if first == "signal":
+            assert bench.do(Send(job.id, "go", b"payload")).then == ()
+        after = bench.after(job, Cause(Trigger.SUSPEND), state=b"s", waits=waits)
+        bench.after(other, Cause(Trigger.SUSPEND), state=b"s", waits=waits)
+        if first == "wait":
+            assert (after.status, after.blockers) == (JobStatus.WAITING, 1)
+            assert bench.do(Send(job.id, "another", b"")).then == ()
+            (woken,) = bench.do(Send(job.id, "go", b"payload")).then
+            assert (woken.after.id, woken.after.status) == (job.id, JobStatus.QUEUED)
+        assert bench.status(job.id) is JobStatus.QUEUED
+        assert bench.store.signal(job.id, "go") == b"payload"
+        bench.do(Send(job.id, "go", b"a second"))
+        assert bench.store.signal(job.id, "go") == b"payload"
+        assert bench.status(other.id) is JobStatus.WAITING
+        assert bench.store.signal(other.id, "go") is None
+
+    def test_a_signal_for_a_finished_job_is_refused(self, bench: Bench) -> None:
+        """What has ended hears nothing any more, and whoever sends to it is told."""
+        bench.complete(job := bench.start())
+        with pytest.raises(IllegalTransition):
+            bench.do(Send(job.id, "go", b""))
+        assert bench.store.signal(job.id, "go") is None
+        with pytest.raises(JobNotFound):
+            bench.do(Send(NOBODY, "go", b""))
+
+    @pytest.mark.parametrize("end", ["complete", "fail", "cancel", "delete first"])
+    def test_the_end_of_the_last_job_wakes_who_waits_for_it(self, bench: Bench, end: str) -> None:
+        """Rule 14: a job that waits for others is woken in the transaction of the last one's end, and not before."""
+        waiting = bench.start()
+        awaited = [bench.start() for _ in range(3)]
+        bench.complete(awaited[0])
+        if end == "delete first":
+            bench.ask(awaited[0].id, Cause(Trigger.DELETE))
+        waits = tuple(Wait("job", job.id) for job in awaited)
+        after = bench.after(waiting, Cause(Trigger.SUSPEND), state=b"s", waits=waits)
+        assert (after.status, after.blockers) == (JobStatus.WAITING, 2)
+        bench.complete(awaited[1])
+        assert bench.status(waiting.id) is JobStatus.WAITING
+        if end == "fail":
+            bench.after(awaited[2], Cause(Trigger.FAIL), failure=Failure("OSError", "bad"))
+        elif end == "cancel":
+            bench.ask(awaited[2].id, CANCEL)
+            assert bench.status(waiting.id) is JobStatus.WAITING
+            bench.after(awaited[2], Cause(Trigger.STOPPED))
+        else:
+            bench.complete(awaited[2])
+        assert bench.status(waiting.id) is JobStatus.QUEUED
+        assert [event.type for event in bench.events(waiting.id)] == ["created", "started", "waiting", "queued"]
+
+    def test_ends_in_one_batch_wake_who_waits_for_them_once(self, bench: Bench) -> None:
+        """Rule 14: however many ends come together, and beside whatever else, the job they free is freed once."""
+        waiting = bench.start()
+        awaited = [bench.start() for _ in range(3)]
+        waits = tuple(Wait("job", job.id) for job in awaited)
+        bench.after(waiting, Cause(Trigger.SUSPEND), state=b"s", waits=waits)
+        for culprit in ([], [Renew(NOBODY, LEASE_S)]):
+            ends = [Change(job.id, COMPLETE, job, output=(b"\xc0", None)) for job in awaited]
+            answers = bench.store.commit([*ends, *culprit])
+            if culprit:
+                assert [type(answer) for answer in answers[:3]] == [LeaseLost] * 3
+            else:
+                freed = [one for answer in answers for one in answer.then if one.after.status is JobStatus.QUEUED]
+                assert [one.after.id for one in freed] == [waiting.id]
+        assert [event.seq for event in bench.events(waiting.id)] == [1, 2, 3, 4]
+
+    def test_a_child_is_stored_with_its_parents_checkpoint(self, bench: Bench) -> None:
+        """G3: both or neither: a fenced attempt spawns nothing."""
+        parent = bench.start()
+        child, late = new_job(), new_job()
+        spawned = child._replace(parent_id=parent.id)
+        after = bench.after(parent, CHECKPOINT, state=b"s", spawns=(spawned,))
+        assert bench.record(child.id).parent_id == UUID(parent.id)
+        assert [event.type for event in bench.events(child.id)] == ["created"]
+        _requeue(bench, after)
+        with pytest.raises(LeaseLost):
+            bench.after(after, CHECKPOINT, state=b"s", spawns=(late,))
+        assert bench.store.get(late.id) is None
+
+    def test_a_cancelled_parents_descendants_are_cancelled_with_it(self, bench: Bench) -> None:
+        """G7: in the same transaction: waiting ones at once, running ones are told; who has ended stays as it is."""
+        parent = bench.start()
+        jobs = [new_job(parent_id=parent.id) for _ in range(3)]
+        bench.after(parent, CHECKPOINT, state=b"s", spawns=tuple(jobs))
+        running = [one.transition.after for one in bench.claim()]
+        grandchild = new_job(parent_id=running[1].id)
+        bench.after(running[1], CHECKPOINT, state=b"s", spawns=(grandchild,))
+        bench.complete(running[0])
+        bench.after(running[1], Cause(Trigger.SUSPEND), state=b"s", waits=(Wait("job", grandchild.id),))
+        bench.ask(parent.id, CANCEL)
+        assert bench.status(running[1].id) is JobStatus.WAITING
+        bench.after(parent, Cause(Trigger.STOPPED))
+        statuses = [bench.status(job.id) for job in running]
+        assert statuses == [JobStatus.COMPLETED, JobStatus.CANCELLED, JobStatus.RUNNING]
+        assert bench.record(running[2].id).wanted == "cancel"
+        assert bench.status(grandchild.id) is JobStatus.CANCELLED
 
     # ── lists and figures ──
 

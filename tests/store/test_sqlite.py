@@ -117,6 +117,8 @@ SWEEPS: dict[str, tuple[Callable[[SqlStore], object], str]] = {
     "asked": (lambda store: store.asked("life"), "ix_jobs_life"),
     "orphans": (lambda store: store.orphans(10), "ix_jobs_life"),
     "paused": (lambda store: store.paused(10), "ix_jobs_status"),
+    "due": (lambda store: store.due(10), "ix_jobs_alarm"),
+    "next due": (lambda store: store.next_due(), "ix_jobs_alarm"),
     "unknown": (lambda store: store.unknown({"job1": 1}, 10), "ix_jobs_claim"),
     "known again": (lambda store: store.known_again({"job1": 1}, 10), "ix_jobs_status"),
     "claimable": (lambda store: store.claimable({"job1": 1}, None), "ix_jobs_claim"),
@@ -201,16 +203,11 @@ def test_a_text_is_looked_for_among_the_newest(
     assert [str(one.id) for one in store.page(JobFilter(text=old), 10, None)] == []
 
 
-def test_recovery_and_due_jobs_are_index_reads(large: sqlite3.Connection):
+def test_recovery_and_keys_are_index_reads(large: sqlite3.Connection):
     """Sweeps cost what they find, not what is stored."""
     steps = plan(large, orphan_query(500))
     assert steps[0].startswith("SEARCH jobs USING INDEX ix_jobs_life (life>?)")
     assert not [step for step in steps if step.startswith("SCAN") or "B-TREE" in step]
-    due = (
-        "SELECT id FROM jobs INDEXED BY ix_jobs_due WHERE status = 'scheduled' AND scheduled_at <= '2030' "
-        "ORDER BY scheduled_at LIMIT 500"
-    )
-    assert plan(large, due) == ["SEARCH jobs USING INDEX ix_jobs_due (scheduled_at<?)"]
     key = SqlStore("sqlite://")._statements.by_key.text
     assert plan(large, key, ("a", "b")) == ["SEARCH jobs USING INDEX ix_jobs_key (name=? AND key=?)"]
 
