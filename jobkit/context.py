@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from jobkit.flow import JobSide, Track
-    from jobkit.interfaces import Port, Work
+    from jobkit.interfaces import Port, Transaction, Work
     from jobkit.model import Json
 
 P = ParamSpec("P")
@@ -202,18 +202,28 @@ class JobContext(ContextBase, DurableCalls):
 
     __slots__ = ()
 
-    async def checkpoint(self) -> None:
+    async def checkpoint(self, *, session: Transaction | None = None) -> None:
         """Save the job's state now; on return it is durable, and every later attempt starts from it or a newer one.
 
         A cancellation that comes meanwhile waits until the state is saved.
+
+        Args:
+            session: A SQLAlchemy `Session` or `Connection` on jobkit's own database, with what the handler has written
+                there: data and state are committed together, by this call, so each happens exactly once. It blocks
+                this thread for the commit, and nothing may follow in that transaction.
 
         Raises:
             Interrupt: The state is saved and the handler is to stop; let it through.
             LeaseLost: Another attempt has taken over; nothing was saved.
             SerializationError: A state field holds what can't be stored; nothing was saved.
             StateTooLarge: The state is over the limit; nothing was saved.
+            InvalidOption: The session isn't one on jobkit's database.
         """
-        await self._save()
+        if session is None:
+            await self._save()
+        else:
+            self._port.save_within(session, self._side.pack())
+            await self._port.breathe()
 
     async def check_interrupt(self) -> None:
         """Stop here if a pause, cancel, time-out or shutdown is wanted, saving the state first as `checkpoint` would.

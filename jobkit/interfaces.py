@@ -289,6 +289,23 @@ class Store(Protocol):
         """
         ...
 
+    def within(self, transaction: Transaction, write: Insert | Change) -> Any:
+        """Apply a write inside a transaction of the user's, in the user's thread; it is the user's to commit.
+
+        Args:
+            transaction: It.
+            write: The write.
+
+        Returns:
+            Its answer.
+
+        Raises:
+            InvalidOption: It is no transaction on this database that can be joined.
+            StoreUnavailable: The database is locked or away.
+            JobkitError: What the write has earned.
+        """
+        ...
+
     def get(self, job_id: str) -> JobRecord | None:
         """Read one job; None if there is none of that id."""
         ...
@@ -433,6 +450,18 @@ class Fenced(NamedTuple):
 Outcome: TypeAlias = Completed | Failed | Interrupted | Unloadable | Fenced
 
 
+class Transaction(Protocol):
+    """A transaction of the user's own on jobkit's database: what SQLAlchemy's `Session` and `Connection` share."""
+
+    def commit(self) -> None:
+        """Commit all that was done in it."""
+        ...
+
+    def rollback(self) -> None:
+        """Undo all that was done in it."""
+        ...
+
+
 class Suspension(NamedTuple):
     """What a handler leaves behind that is to be entered again.
 
@@ -476,6 +505,16 @@ class Line(Protocol):
 
     def handle(self, job_id: str, name: str) -> Any:
         """A handle of a job, of the kind that fits this side."""
+        ...
+
+    def save_within(self, transaction: Transaction, state: bytes) -> None:
+        """Save a packed state in the user's own transaction and commit that, in this thread.
+
+        Raises:
+            Interrupt: Both are committed, and the handler is to stop.
+            LeaseLost: Another attempt holds the job; nothing was committed, and the transaction is rolled back.
+            InvalidOption: It is no transaction on jobkit's database.
+        """
         ...
 
     def suspend(self, suspension: Suspension) -> None:

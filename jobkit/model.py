@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping  # noqa: TC003  whoever 
 from dataclasses import dataclass
 from datetime import datetime  # noqa: TC003  as above
 from enum import IntEnum, StrEnum
-from typing import Final, Generic, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
 from uuid import UUID  # noqa: TC003  as above
 
 T = TypeVar("T")
@@ -287,8 +287,11 @@ class DispatchOptions(TypedDict, total=False):
         tags: Free words to find it by.
         user: Who started it.
         metadata: Free JSON; its top-level scalars can be filtered.
+        session: A SQLAlchemy `Session` or `Connection` on jobkit's database: the job exists if and only if the caller
+            commits it. On SQLite it holds the only writer until then: write last, commit soon.
     """
 
+    session: Any
     priority: int
     queue: str
     key: str | None

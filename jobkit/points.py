@@ -17,6 +17,7 @@ POINTS: Final = frozenset(
         "dispatch",
         "claim",
         "checkpoint",
+        "session",
         "report",
         "control",
         "finish",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from jobkit.flow import JobSide
-    from jobkit.interfaces import InterruptKind, Link, NewJob, Outcome, Question, Suspension, Threads, Work
+    from jobkit.interfaces import InterruptKind, Link, NewJob, Outcome, Question, Suspension, Threads, Transaction, Work
     from jobkit.model import Progress
     from jobkit.registration import Registry
 
@@ -59,6 +59,10 @@ class LoopPort:
     def handle(self, job_id: str, name: str) -> Any:
         """A handle of a job."""
         return self._link.handle(job_id, name)
+
+    def save_within(self, transaction: Transaction, state: bytes) -> None:
+        """Save a sealed state in the user's transaction."""
+        self._link.save_within(transaction, state)
 
     def suspend(self, suspension: Suspension) -> None:
         """Pass a suspension on."""

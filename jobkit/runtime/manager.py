@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from jobkit.filters import FilterFields
-    from jobkit.interfaces import Clock, Ids, Middleware, Observer, Stored, Threads
+    from jobkit.interfaces import Clock, Ids, Middleware, NewJob, Observer, Stored, Threads, Transaction
     from jobkit.jobtype import JobType
     from jobkit.model import ControlOutcome, DispatchOptions, JobRecord, JobStats, JobStatus, Page
     from jobkit.registration import Registry
@@ -350,17 +350,48 @@ class JobManager:
                 return self._registry.create(name, params)
         raise InvalidJob(f"{item!r:.200} can't be dispatched: give a job, or a pair of its name and its parameters")
 
+    def dispatch_within(
+        self, transaction: Transaction, job: Job[Out], **options: Unpack[DispatchOptions]
+    ) -> JobHandle[Out]:
+        """Do as `dispatch(job, session=session)` does, for code that can't await, as in `AsyncSession.run_sync`.
+
+        Args:
+            transaction: A SQLAlchemy `Session` or `Connection` on jobkit's database.
+            job: The job, with its parameters.
+            **options: See `DispatchOptions`.
+
+        Returns:
+            Its handle; there is a job behind it once the caller has committed.
+
+        Raises:
+            InvalidOption: It isn't one on jobkit's database.
+            JobkitError: As `dispatch` raises.
+        """
+        jobs = [job]
+        new = self._new(jobs, options)
+        return self._handles(jobs, new, self._store.within(transaction, Insert(tuple(new))))[0]
+
     async def _insert(self, jobs: Sequence[Job[Any]], options: DispatchOptions) -> list[JobHandle[Any]]:
+        session = options.pop("session", None)
+        new = self._new(jobs, options)
+        if not new:
+            return []
+        write = Insert(tuple(new))
+        stored = await self._writer.submit(write) if session is None else self._store.within(session, write)
+        return self._handles(jobs, new, stored)
+
+    def _new(self, jobs: Sequence[Job[Any]], options: DispatchOptions) -> list[NewJob]:
         self._watch.check()
         checked = check_options(options)
         types = [self._registry.type_of(job) for job in jobs]
         limit = self._settings.max_state_bytes
-        new = [new_job(kind, job, str(self._ids.new()), checked, limit) for kind, job in zip(types, jobs, strict=True)]
-        if not new:
-            return []
-        stored: tuple[Stored, ...] = await self._writer.submit(Insert(tuple(new)))
-        for kind, job in zip(types, jobs, strict=True):  # only now: what was refused may be changed and tried again
-            kind.bind(job)
+        return [new_job(kind, job, str(self._ids.new()), checked, limit) for kind, job in zip(types, jobs, strict=True)]
+
+    def _handles(
+        self, jobs: Sequence[Job[Any]], new: Sequence[NewJob], stored: Sequence[Stored]
+    ) -> list[JobHandle[Any]]:
+        for job in jobs:  # only now: what was refused may be changed and tried again
+            self._registry.type_of(job).bind(job)
         return [self._handle(UUID(one.id), job.name) for one, job in zip(stored, new, strict=True)]
 
     # ── control ──

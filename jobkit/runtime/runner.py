@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         Question,
         Store,
         Suspension,
+        Transaction,
     )
     from jobkit.lifecycle import Standing
     from jobkit.model import Json, Progress
@@ -227,6 +228,22 @@ class Running:
                 self.fenced = True
                 raise
             self._stop_if_due(len(state))
+
+    def save_within(self, transaction: Transaction, state: bytes) -> None:
+        """Save a sealed state in the user's transaction; see `Link.save_within`."""
+        change = self._checkpoint(state, ())
+        try:
+            done = self._around.store.within(transaction, change)
+            reach("session.before_commit")
+            transaction.commit()
+        except BaseException as error:
+            self.fenced = self.fenced or isinstance(error, LeaseLost)
+            transaction.rollback()
+            raise
+        reach("session.after_commit")
+        self._around.loop.post(self._around.feed.heard, [done])
+        self.learn(done.after)
+        self._stop_if_due(len(state))
 
     def _check(self, state: bytes) -> None:
         if self.fenced:

@@ -18,11 +18,12 @@ import logging
 import os
 import platform
 import sqlite3
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from sqlalchemy import bindparam, create_engine, event, make_url
+from sqlalchemy import Connection, bindparam, create_engine, event, make_url
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import (
     ArgumentError,
@@ -36,7 +37,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool, StaticPool
 
-from jobkit.errors import StoreUnavailable
+from jobkit.errors import InvalidOption, StoreUnavailable
 from jobkit.store.locks import PRIVATE, FileLock, is_free
 from jobkit.store.sql import text_of, time_of
 
@@ -44,9 +45,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import datetime
 
-    from sqlalchemy import ClauseElement, Connection, Dialect, Engine, Table
+    from sqlalchemy import ClauseElement, Dialect, Engine, Table
 
-    from jobkit.interfaces import Fate, Hold, Life
+    from jobkit.interfaces import Fate, Hold, Life, Transaction
 
 log: logging.Logger = logging.getLogger("jobkit.store")
 
@@ -88,6 +89,10 @@ class Database(Protocol):
 
     def writing(self) -> contextlib.AbstractContextManager[Connection]:
         """One transaction on the only writing connection: committed on the way out, rolled back on an error."""
+        ...
+
+    def joined(self, transaction: Transaction) -> contextlib.AbstractContextManager[Connection]:
+        """A transaction of the user's, if it is one on this database; its commit is the user's."""
         ...
 
     def reading(self) -> contextlib.AbstractContextManager[Connection]:
@@ -339,6 +344,27 @@ class Sqlite:
                 yield reader
 
     @contextlib.contextmanager
+    def joined(self, transaction: Transaction) -> Iterator[Connection]:
+        """A transaction of the user's, if it is one on this very file that holds until it is committed."""
+        self._opened()
+        connection = _connection_of(transaction)
+        if connection.dialect.name != "sqlite" or self.path is None:
+            raise InvalidOption("session", transaction, f"it is not on jobkit's database, {self.location}")
+        with self._said():
+            found = connection.exec_driver_sql("PRAGMA database_list").all()
+            file = next((row[2] for row in found if row[1] == "main"), "")
+            if not file or Path(file).resolve() != self.path:
+                raise InvalidOption(
+                    "session", transaction, f"it is on {file or 'a database in memory'}, not {self.path}"
+                )
+            driver: Any = connection.connection.driver_connection
+            holds = driver.isolation_level is not None or getattr(driver, "autocommit", True) is False
+            if connection.get_isolation_level() == "AUTOCOMMIT" or not (driver.in_transaction or holds):
+                problem = "it commits each statement by itself: give a session whose engine begins transactions"
+                raise InvalidOption("session", transaction, problem)
+            yield connection
+
+    @contextlib.contextmanager
     def _alone(self) -> Iterator[Connection]:
         """The writing connection, for one thread at a time."""
         self._opened()  # a forked child must not wait for a thread that is not there
@@ -470,6 +496,24 @@ class Sqlite:
             f"{self.location}: the database reports an error ({cause})",
             "try again; if it stays, stop all workers and check the file",
         )
+
+
+def _connection_of(transaction: Any) -> Connection:
+    """The connection behind a `Session` or a `Connection`."""
+    orm: Any = sys.modules.get("sqlalchemy.orm")  # who has a Session has loaded it; others need not
+    if orm is not None and isinstance(transaction, orm.Session):
+        connection: Connection = transaction.connection()
+        return connection
+    if isinstance(transaction, Connection):
+        return transaction
+    if hasattr(transaction, "run_sync"):
+        problem = (
+            "it is asynchronous, and what joins it must run inside it: "
+            "await session.run_sync(lambda sync: manager.dispatch_within(sync, job))"
+        )
+    else:
+        problem = "give an SQLAlchemy Session or Connection"
+    raise InvalidOption("session", transaction, problem)
 
 
 _inherited: Final[list[object]] = []

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from jobkit.interfaces import Fate, Hold, Life, Write
+    from jobkit.interfaces import Fate, Hold, Life, Transaction, Write
     from jobkit.store.dialects import Database
 
 _POINT = {
@@ -135,6 +135,25 @@ class SqlStore(Queries):
             if isinstance(write, Retire):
                 self._database.forget(write.life)
         return answers
+
+    def within(self, transaction: Transaction, write: Insert | Change) -> Any:
+        """Apply a write inside a transaction of the user's, in the user's thread; it is the user's to commit.
+
+        Args:
+            transaction: It.
+            write: The write.
+
+        Returns:
+            Its answer.
+
+        Raises:
+            InvalidOption: It is no transaction on this database that can be joined.
+            StoreUnavailable: The database is locked or away.
+            JobkitError: What the write has earned.
+        """
+        with self._database.joined(transaction) as connection:
+            work = Batch(connection, self._database.now(connection), self._statements, set(), self._keep)
+            return work.do(write)
 
     def _apply(
         self, batch: Sequence[Write], points: set[str], how: Callable[[Batch, Sequence[Write]], list[Any]]

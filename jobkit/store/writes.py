@@ -128,6 +128,13 @@ class Batch:
         self._one_by_one(writes, range(len(writes)), answers, self._alone)
         return answers
 
+    def do(self, write: Write) -> Any:
+        """Apply one write in a transaction of somebody else's, who undoes all of it if it fails."""
+        try:
+            return self._do(write)
+        except CULPRIT as error:
+            raise _refused(error) from None
+
     @staticmethod
     def _one_by_one(
         writes: Sequence[Write], which: Sequence[int], answers: list[Any], do: Callable[[Write], Any]
@@ -153,8 +160,7 @@ class Batch:
         except JobkitError as error:
             answer = error
         except CULPRIT as error:
-            cause = error.orig if isinstance(error, DBAPIError) else error
-            answer = SerializationError("the job", f"the database refuses one of its values ({cause})")
+            answer = _refused(error)
         self.new_queues = queues  # what it had added is rolled back with it
         return answer
 
@@ -418,6 +424,11 @@ class Batch:
     def _tell(self, events: list[Row]) -> None:
         if events:
             self._sql.insert_event.many(self._connection, events)
+
+
+def _refused(error: Exception) -> SerializationError:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return SerializationError("the job", f"the database refuses one of its values ({cause})")
 
 
 def _place(row: Row) -> tuple[int, int]:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from jobkit.interfaces import InterruptKind, NewJob, Question, Suspension
+    from jobkit.interfaces import InterruptKind, NewJob, Question, Suspension, Transaction
     from jobkit.jobtype import JobType
 
 DEADLINE_S: Final = 20.0
@@ -423,6 +423,10 @@ class RecordingLink:
 
     def handle(self, job_id: str, name: str) -> Any:
         return job_id, name
+
+    def save_within(self, transaction: Transaction, state: bytes) -> None:
+        self.save_blocking(state)
+        transaction.commit()
 
     def suspend(self, suspension: Suspension) -> None:
         self.suspension = suspension
