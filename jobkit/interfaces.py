@@ -238,6 +238,26 @@ class Ended(NamedTuple):
     failure: Failure | None
 
 
+class Situation(NamedTuple):
+    """What stands around a job that isn't running.
+
+    Attributes:
+        waits: What it waits for.
+        across_restarts: Whether its pause outlasts a restart.
+        suspect: Whether it was running when its worker crashed, and has not been saved since.
+        queue_paused: Whether its queue is paused.
+        ahead: How many jobs of its queue stand before it.
+        counted: Whether these are all, and not as many as are counted at most.
+    """
+
+    waits: tuple[Wait, ...] = ()
+    across_restarts: bool = False
+    suspect: bool = False
+    queue_paused: bool = False
+    ahead: int = 0
+    counted: bool = True
+
+
 def ended_error(job_id: str, ended: Ended) -> JobkitError:
     """The error that tells of an end which is no completion, or of a hold."""
     match ended.status:
@@ -312,6 +332,10 @@ class Store(Protocol):
 
     def ended(self, job_id: str) -> Ended | None:
         """Read what came of a job so far; None if there is none of that id."""
+        ...
+
+    def situation(self, job_id: str) -> Situation:
+        """What stands around a job."""
         ...
 
     def page(self, where: JobFilter, limit: int, cursor: str | None) -> Page[JobRecord]:

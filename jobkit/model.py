@@ -236,6 +236,39 @@ class JobRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Reason:
+    """One thing that stands in a job's way.
+
+    Attributes:
+        code: A stable word for it: `"paused"`, `"waits_for_job"`, `"no_worker"`…
+        text: One line for people.
+        data: Its details, as JSON.
+    """
+
+    code: str
+    text: str
+    data: Json = None
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a job isn't running. As text, it is the reasons in words.
+
+    Attributes:
+        job_id: The job.
+        status: Where it stands.
+        reasons: What stands in its way, the nearest first.
+    """
+
+    job_id: UUID
+    status: JobStatus
+    reasons: tuple[Reason, ...]
+
+    def __str__(self) -> str:
+        return "; ".join(reason.text for reason in self.reasons)
+
+
+@dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
     """A part of a list; `next_cursor` leads to the next one, None at the end."""
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from jobkit.filters import FilterFields
     from jobkit.interfaces import Clock, Ids, Middleware, NewJob, Observer, Stored, Threads, Transaction
     from jobkit.jobtype import JobType
-    from jobkit.model import ControlOutcome, DispatchOptions, JobRecord, JobStats, JobStatus, Page
+    from jobkit.model import ControlOutcome, DispatchOptions, Explanation, JobRecord, JobStats, JobStatus, Page
     from jobkit.registration import Registry
 
 T = TypeVar("T")
@@ -527,6 +527,21 @@ class JobManager:
             JobNotFound: No job has that id.
         """
         return await self._watch.record(_uuid(job_id))
+
+    async def explain(self, job_id: UUID | str) -> Explanation:
+        """Say why a job isn't running, in words and as data.
+
+        Args:
+            job_id: Its id.
+
+        Returns:
+            The reasons, the nearest first; `str()` of it is a sentence.
+
+        Raises:
+            InvalidJobId: Not a UUID.
+            JobNotFound: No job has that id.
+        """
+        return await self._watch.explanation(_uuid(job_id))
 
     async def list_jobs(
         self,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from anyio import CapacityLimiter, to_thread
 
 from jobkit.errors import JobNotFound, ManagerNotRunning
+from jobkit.explanation import explain
 from jobkit.plain import decode_plain
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from jobkit.interfaces import Clock, Ended, Signal, Store
-    from jobkit.model import Event, JobRecord
+    from jobkit.model import Event, Explanation, JobRecord
     from jobkit.registration import Registry
     from jobkit.runtime.feed import Feed
 
@@ -86,6 +87,16 @@ class Watch:
         if ended.name not in self._registry:
             return decode_plain(ended.output)
         return self._registry.get(ended.name).unpack_output(ended.output)
+
+    async def explanation(self, job_id: UUID) -> Explanation:
+        """Why a job isn't running; `JobNotFound` if there is none."""
+        return await self.read(self._explain, str(job_id))
+
+    def _explain(self, job_id: str) -> Explanation:
+        store = self._store
+        if (found := store.get(job_id)) is None:
+            raise JobNotFound(job_id)
+        return explain(found, store.situation(job_id), store.lives(), store.now())
 
     async def events(self, job_id: UUID | None, after: str | None, limit: int) -> list[Event]:
         """Stored events after a cursor, oldest first."""

@@ -21,9 +21,9 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, exists, func, literal, not_, or_, select, tuple_, union_all
 
 from jobkit.errors import InvalidFilter
-from jobkit.interfaces import End, Ended, Life
+from jobkit.interfaces import End, Ended, Life, Situation, Wait
 from jobkit.model import TERMINAL, Event, Failure, JobRecord, JobStats, JobStatus, Page, Progress
-from jobkit.store.schema import job_events, job_signals, jobs, labels, lives, queues
+from jobkit.store.schema import job_blockers, job_events, job_signals, jobs, labels, lives, queues
 from jobkit.store.sql import PROGRESS_DATA, STANDING, runnable, standing_of, text_of, time_of
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ LEADERS: Final = 100
 
 FIRST_IN_LINE: Final = 10_000
 """Among how many of a queue's jobs, best first, unknown ones are looked for: the others move up."""
+
+COUNTED: Final = 1_000
+"""Up to how many jobs that stand before another are counted."""
 
 MAX_SERIAL: Final = 2**63 - 1
 
@@ -114,6 +117,24 @@ class Queries:
         sent = select(job_signals.c.payload).where(job_signals.c.job_id == job_id, job_signals.c.name == name)
         with self._database.reading() as connection:
             return connection.execute(sent).scalar_one_or_none()
+
+    def situation(self, job_id: str) -> Situation:
+        """What stands around a job; of one that isn't there, nothing."""
+        own = select(jobs.c.across_restarts, jobs.c.suspect, jobs.c.queue, jobs.c.rank, jobs.c.num, queues.c.paused)
+        own = own.select_from(jobs.outerjoin(queues, queues.c.name == jobs.c.queue)).where(jobs.c.id == job_id)
+        waits = select(job_blockers.c.kind, job_blockers.c.on).where(job_blockers.c.job_id == job_id)
+        with self._database.reading() as connection:
+            row = connection.execute(own).one_or_none()
+            found = tuple(Wait(kind, on) for kind, on in connection.execute(waits.order_by(*waits.selected_columns)))
+            if row is None:
+                return Situation()
+            ahead = 0
+            if row.rank is not None:
+                line = (jobs.c.queue == row.queue, jobs.c.suspect == row.suspect, jobs.c.rank <= row.rank)
+                before = tuple_(jobs.c.rank, jobs.c.num) < tuple_(literal(row.rank), literal(row.num))
+                first = select(jobs.c.num).where(*line, before).limit(COUNTED).subquery()
+                ahead = connection.execute(select(func.count()).select_from(first)).scalar_one()
+        return Situation(found, bool(row.across_restarts), bool(row.suspect), bool(row.paused), ahead, ahead < COUNTED)
 
     # ── lists ──
 
