@@ -207,7 +207,7 @@ class Worker:
         while True:
             await self._around.clock.wait(never, FLUSH_S)
             for running in self.running.values():
-                running.flush()
+                running.reports.flush()
 
     # ── stopping ──
 
