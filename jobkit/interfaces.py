@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from jobkit.filters import JobFilter
     from jobkit.lifecycle import Cause, Standing, Transition
-    from jobkit.model import Event, Failure, JobRecord, JobStats, JobStatus, Json, Page, Progress
+    from jobkit.model import Event, Failure, JobRecord, JobStats, JobStatus, Json, LogLevel, Page, Progress
 
 T = TypeVar("T")
 
@@ -75,6 +75,24 @@ class Stored(NamedTuple):
     created: bool
 
 
+class LogLine(NamedTuple):
+    """A line of a job's log, as it is stored.
+
+    Attributes:
+        message: The line.
+        level: How grave it is.
+        fields: Details.
+        size: How many bytes of the job's log it takes.
+        waited_s: For how long it had waited when it was handed over, in seconds: it was told so much before the commit.
+    """
+
+    message: str
+    level: LogLevel
+    fields: dict[str, Json]
+    size: int
+    waited_s: float = 0.0
+
+
 class Change(NamedTuple):
     """Let a cause act on a job, with what belongs to it. Answered by a `Transition`, or by why it can't be.
 
@@ -89,6 +107,8 @@ class Change(NamedTuple):
         progress: The latest progress.
         output: The result, packed and as JSON (complete).
         failure: Why it failed (fail, unloadable).
+        lines: What the attempt has logged since its last write; stored as `log` events, before that of the cause.
+        warnings: How many warnings and errors it has logged since then, also those that are not among the lines.
     """
 
     job_id: str
@@ -98,6 +118,8 @@ class Change(NamedTuple):
     progress: Progress | None = None
     output: tuple[bytes, Json] | None = None
     failure: Failure | None = None
+    lines: tuple[LogLine, ...] = ()
+    warnings: int = 0
 
 
 class Claim(NamedTuple):
@@ -119,7 +141,7 @@ class Claim(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """A job that was started: its standing, and what its handler needs."""
+    """A job that was started: its standing, what its handler needs, and what earlier attempts have told."""
 
     transition: Transition
     name: str
@@ -127,6 +149,8 @@ class Claimed(NamedTuple):
     params_data: bytes
     state: bytes | None
     metadata: dict[str, Json]
+    progress: Progress | None
+    log_bytes: int
 
 
 class Life(NamedTuple):
@@ -351,7 +375,7 @@ class Line(Protocol):
         """Take note of the latest progress; never blocks."""
         ...
 
-    def log(self, message: str, level: str, fields: Mapping[str, object]) -> None:
+    def log(self, message: str, level: str, fields: Mapping[str, Json]) -> None:
         """Take a line for the job's log; never blocks."""
         ...
 

@@ -1,4 +1,4 @@
-"""Values for people: as data that JSON can say. Not to be read back.
+"""Values for people: as data that JSON can say, and text that can do no harm. Not to be read back.
 
 Models become dicts, enums their values, sets and tuples lists; times, paths and numbers text as pydantic writes it;
 bytes UTF-8 or base64; secrets asterisks. It is made of packed bytes without knowing any class, so that every node can
@@ -7,6 +7,7 @@ show what any other has stored; a value is packed for it.
 
 from __future__ import annotations
 
+import unicodedata
 from base64 import b64encode
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -41,6 +42,22 @@ if TYPE_CHECKING:
     from jobkit.model import Json
 
 _JSON: Final[TypeAdapter[Any]] = TypeAdapter(Any)
+
+TEXT_BYTES: Final = 8 * 1024
+"""How long a text may be that somebody else has written, such as an error's."""
+
+
+def clean(text: str, limit: int = TEXT_BYTES) -> str:
+    """Make a text that any database and terminal takes: no control characters, no lone surrogates, not too long."""
+    text = text[:limit]
+    if not text.isprintable():
+        text = "".join(char if _is_harmless(char) else "\ufffd" for char in text)
+    data = text.encode()
+    return text if len(data) <= limit else data[:limit].decode(errors="ignore")
+
+
+def _is_harmless(char: str) -> bool:
+    return char in "\n\t" or unicodedata.category(char) not in {"Cc", "Cs"}
 
 
 def plain(value: object) -> Json:

@@ -55,6 +55,7 @@ class Settings(BaseSettings):
         grace_s: How many seconds a stopping manager gives its jobs to reach a checkpoint.
         keep_checkpoints: How many checkpoints of a job are kept.
         max_state_bytes: The largest packed state.
+        max_log_bytes: How much of a job's log is kept, over all its attempts.
         durability: `"full"`: what is committed survives power loss; `"normal"`: it survives any crash of a process.
         allow_network_fs: Whether SQLite may be used on a network file system, where its locks can't be relied on.
 
@@ -78,6 +79,7 @@ class Settings(BaseSettings):
     grace_s: float = Field(default=10.0, ge=0, allow_inf_nan=False)
     keep_checkpoints: int = Field(default=5, ge=1)
     max_state_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
+    max_log_bytes: int = Field(default=1024 * 1024, ge=1)
     durability: Literal["full", "normal"] = "full"
     allow_network_fs: bool = False
 

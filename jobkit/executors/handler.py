@@ -9,7 +9,6 @@ its own, as one does that awaits a cancelled task, has failed like any other.
 from __future__ import annotations
 
 import traceback
-import unicodedata
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -18,6 +17,7 @@ from jobkit.envelope import seal, unseal
 from jobkit.errors import InvalidParams, JobkitError, LeaseLost, StateCorrupt, StateVersionError, UnknownJob
 from jobkit.interfaces import Completed, Failed, Fenced, Interrupt, Interrupted, Unloadable
 from jobkit.model import Failure
+from jobkit.plain import TEXT_BYTES, clean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from jobkit.interfaces import Link, Outcome, Work
     from jobkit.jobtype import JobType
     from jobkit.registration import Registry
-
-ERROR_BYTES: Final = 8 * 1024
 
 _STRENGTH: Final = ("cancel", "time-out", "pause", "shutdown", "suspend")
 
@@ -173,19 +171,6 @@ def _is_cancellation(error: BaseException) -> bool:
 # ── errors as text ──
 
 
-def clean(text: str, limit: int = ERROR_BYTES) -> str:
-    """Make a text that any database and terminal takes: no control characters, no lone surrogates, not too long."""
-    text = text[:limit]
-    if not text.isprintable():
-        text = "".join(char if _is_harmless(char) else "\ufffd" for char in text)
-    data = text.encode()
-    return text if len(data) <= limit else data[:limit].decode(errors="ignore")
-
-
-def _is_harmless(char: str) -> bool:
-    return char in "\n\t" or unicodedata.category(char) not in {"Cc", "Cs"}
-
-
 def _message(error: BaseException) -> str:
     try:
         return clean(str(error))
@@ -204,7 +189,7 @@ def failure_of(error: BaseException) -> Failure:
         return Failure(kind, message)
     try:
         trace = "".join(traceback.format_exception(error))
-        trace = clean(trace[-ERROR_BYTES:].encode(errors="replace")[-ERROR_BYTES:].decode(errors="ignore"))
+        trace = clean(trace[-TEXT_BYTES:].encode(errors="replace")[-TEXT_BYTES:].decode(errors="ignore"))
     except BaseException:  # noqa: BLE001  nor must a broken traceback
         trace = ""
     return Failure(kind, message, trace)

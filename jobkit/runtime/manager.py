@@ -20,6 +20,7 @@ from jobkit.definition import Job
 from jobkit.errors import InvalidFilter, InvalidJob, InvalidJobId, InvalidSettings, ManagerNotRunning
 from jobkit.filters import JobFilter
 from jobkit.interfaces import Insert, Store
+from jobkit.model import LOG_LEVELS
 from jobkit.registration import registry as global_registry
 from jobkit.runtime.clock import SystemClock, SystemIds, SystemThreads
 from jobkit.runtime.dispatch import DispatchOptions, check_options, new_job
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from jobkit.filters import FilterFields
     from jobkit.interfaces import Clock, Ids, Middleware, Observer, Stored, Threads
     from jobkit.jobtype import JobType
-    from jobkit.model import JobRecord, JobStats, JobStatus, Page
+    from jobkit.model import Event, JobRecord, JobStats, JobStatus, LogLevel, Page
     from jobkit.registration import Registry
 
 T = TypeVar("T")
@@ -185,6 +186,7 @@ class JobManager:
             clock=self._clock,
             node=self.node_name,
             max_state_bytes=self._settings.max_state_bytes,
+            max_log_bytes=self._settings.max_log_bytes,
             data_dir=self._folder,
             resources=self._resources,
         )
@@ -428,6 +430,36 @@ class JobManager:
         """
         one = None if job_id is None else _uuid(job_id)
         return EventStream(self._watch, one, None if after is None else str(after), types)
+
+    async def logs(
+        self,
+        job_id: UUID | str,
+        *,
+        after: str | int | None = None,
+        level: LogLevel = "debug",
+        limit: int | None = None,
+    ) -> list[Event]:
+        """Read what a job's handlers have logged, over all its attempts, oldest first.
+
+        A line is an event of type `log`: its `message` is the line; its `data` has the `level`, the `attempt` and the
+        `fields`. `events` streams them as they are stored.
+
+        Args:
+            job_id: The job's id.
+            after: Only lines after this event's `cursor`, or after this sequence number.
+            level: Only lines of this level or graver ones.
+            limit: How many at most; None for all, which the setting `max_log_bytes` bounds.
+
+        Raises:
+            InvalidFilter: An unknown level or cursor, or a limit below 1.
+            InvalidJobId: Not a UUID.
+            JobNotFound: No job has that id.
+        """
+        if level not in LOG_LEVELS:
+            raise InvalidFilter("level", level, LOG_LEVELS)
+        if limit is not None and (not _is_whole(limit) or limit < 1):
+            raise InvalidFilter("limit", limit, ["a number from 1", "None"])
+        return await self._watch.logs(_uuid(job_id), None if after is None else str(after), level, limit)
 
     def job_types(self) -> list[JobType]:
         """All job types that this manager can run."""

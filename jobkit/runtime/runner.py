@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from jobkit.interfaces import Claimed, Clock, Executor, InterruptKind, Middleware, Outcome
     from jobkit.lifecycle import Standing
-    from jobkit.model import Progress
+    from jobkit.model import Json, Progress
     from jobkit.runtime.feed import Feed
     from jobkit.runtime.loops import Loop
     from jobkit.runtime.writer import Writer
@@ -60,6 +60,7 @@ class Surroundings:
     clock: Clock
     node: str
     max_state_bytes: int
+    max_log_bytes: int
     data_dir: Callable[[], Path]
     resources: Mapping[str, Any]
 
@@ -86,7 +87,9 @@ class Running:
         self.stopping: bool = False
         self._raised: InterruptKind | None = None
         self.fenced: bool = False
-        self.reports: Reports = Reports(self, around.writer, around.feed, around.loop, around.clock)
+        self.reports: Reports = Reports(
+            self, claimed, around.writer, around.feed, around.loop, around.clock, around.max_log_bytes
+        )
         self._one_save = anyio.Lock(fast_acquire=True)
         self._one_blocking_save = threading.Lock()
 
@@ -112,6 +115,9 @@ class Running:
                 except LeaseLost:
                     self.fenced = True
                     raise
+                except JobkitError:
+                    self.reports.not_saved(change)
+                    raise
             self._stop_if_due(len(state))
 
     def save_blocking(self, state: bytes) -> None:
@@ -123,6 +129,9 @@ class Running:
             except LeaseLost:
                 self.fenced = True
                 raise
+            except JobkitError:
+                self.reports.not_saved(change)
+                raise
             self.standing = transition.after
             self._stop_if_due(len(state))
 
@@ -131,9 +140,10 @@ class Running:
             raise LeaseLost(self.standing.id, self.standing.attempt)
         if len(state) > self._around.max_state_bytes:
             raise StateTooLarge(len(state), self._around.max_state_bytes, largest_field(state))
-        return Change(self.standing.id, CHECKPOINT, self.standing, state=state, progress=self.reports.take_progress())
+        return self.reports.along(CHECKPOINT, state)
 
     def _stop_if_due(self, size: int) -> None:
+        self.reports.saved()
         self.reports.tell("checkpoint", {"seq": self.standing.checkpoint_seq, "bytes": size})
         kind = self.due()
         if kind is not None:
@@ -152,7 +162,7 @@ class Running:
         """Take note of the latest progress; see `Link.report`."""
         self.reports.report(progress)
 
-    def log(self, message: str, level: str, fields: Mapping[str, object]) -> None:
+    def log(self, message: str, level: str, fields: Mapping[str, Json]) -> None:
         """Take a line for the job's log; see `Link.log`."""
         self.reports.log(message, level, fields)
 
@@ -244,12 +254,13 @@ async def _finish(running: Running, outcome: Outcome | None, others: Callable[[]
     if change is None:
         log.warning("%s lost its lease; what it did since counts for nothing", who)
         return
+    change = running.reports.last(change)
     try:
         try:
             await writer.submit(change)
         except SerializationError as error:  # a job must not stay running for a result that can't be stored
             failure = Failure(type(error).__name__, f"what came of the handler could not be stored: {error}")
-            await writer.submit(Change(job.id, Cause(Trigger.FAIL), job, failure=failure))
+            await writer.submit(change._replace(cause=Cause(Trigger.FAIL), output=None, failure=failure))
     except StoreUnavailable as error:
         log.error("%s has ended, but that could not be stored: %s", who, error)  # noqa: TRY400  no trace to show
     except LeaseLost:
@@ -258,8 +269,10 @@ async def _finish(running: Running, outcome: Outcome | None, others: Callable[[]
 
 async def give_back(running: Running, others: Callable[[], bool]) -> None:
     """Give back the job of a handler that goes on and can't be stopped."""
+    job, progress = running.standing, running.reports.latest()
+    change = Change(job.id, Cause(Trigger.GRACE_OVER, others=others()), job, progress=progress)
+    change = running.reports.last(change)
     running.fence()
-    change = Change(running.standing.id, Cause(Trigger.GRACE_OVER, others=others()), running.standing)
     try:
         await running._around.writer.submit(change)  # noqa: SLF001  one module, one attempt
     except JobkitError as error:

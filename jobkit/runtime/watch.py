@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from anyio import CapacityLimiter, to_thread
 
 from jobkit.errors import JobNotFound, ManagerNotRunning
+from jobkit.model import LOG_LEVELS
 from jobkit.plain import decode_plain
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from jobkit.interfaces import Clock, Ended, Signal, Store
-    from jobkit.model import Event, JobRecord
+    from jobkit.model import Event, JobRecord, LogLevel
     from jobkit.registration import Registry
     from jobkit.runtime.feed import Feed
 
@@ -26,6 +27,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 READS_AT_ONCE: Final = 4
+
+PAGE: Final = 500
+"""How many events are read at once."""
 
 POLL_S: Final = (0.05, 0.1, 0.2, 0.5)
 """How long to wait, if nobody tells, before looking at the database again; the last value holds on."""
@@ -90,6 +94,20 @@ class Watch:
     async def events(self, job_id: UUID | None, after: str | None, limit: int) -> list[Event]:
         """Stored events after a cursor, oldest first."""
         return await self.read(self._store.events, None if job_id is None else str(job_id), after, None, limit)
+
+    async def logs(self, job_id: UUID, after: str | None, level: LogLevel, limit: int | None) -> list[Event]:
+        """The stored lines of a job's log of that level or graver, oldest first; `JobNotFound` if there is no job."""
+        levels = LOG_LEVELS[LOG_LEVELS.index(level) :]
+        found: list[Event] = []
+        more = True
+        while more and (limit is None or len(found) < limit):
+            page = await self.read(self._store.events, str(job_id), after, ("log",), PAGE)
+            found += [line for line in page if isinstance(line.data, dict) and line.data.get("level") in levels]
+            if more := len(page) == PAGE:
+                after = page[-1].cursor
+        if not found:
+            await self.ended(job_id)
+        return found[:limit]
 
     async def heard(self, signal: Signal, looks: int) -> bool:
         """Wait to be told, but not for long: the more often one has looked in vain, the longer.

@@ -30,8 +30,8 @@ log: logging.Logger = logging.getLogger("jobkit.worker")
 POLL_S: Final = 0.2
 """How long a worker with nothing to do waits before it looks again."""
 
-FLUSH_S: Final = 0.5
-"""How often progress that nothing else has stored is stored."""
+FLUSH_S: Final = 0.25
+"""How often it is looked for progress and lines of logs that nothing else has stored."""
 
 FORCED_S: Final = 5.0
 """How long handlers that are stopped by force may take to clean up; what goes on after it is left behind."""

@@ -165,7 +165,7 @@ class Writer:
         return self.ask(write).wait()
 
     def ask(self, write: Write) -> Blocked:
-        """Have a write committed, from a thread that may wait for the answer, but not for ever."""
+        """Have a write committed; a thread may wait for the answer, but need not, or not for ever."""
         reply = Blocked()
         self._put(Entry(write, reply))
         return reply
@@ -225,6 +225,7 @@ class Writer:
                         later.append(entry)
                         continue
                     seen.add(write.job_id)
+                    rows += len(write.lines)
                 batch.append(entry)
                 rows += len(write.jobs) if isinstance(write, Insert) else 1
             self._pending.extendleft(reversed(later))

@@ -11,7 +11,7 @@ exactly the row it was decided on, or none.
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import ColumnElement, Update, bindparam, case, false, func, select
@@ -19,7 +19,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 from jobkit.errors import SerializationError
 from jobkit.lifecycle import Standing
-from jobkit.model import TERMINAL, JobStatus
+from jobkit.model import TERMINAL, JobStatus, Progress
 from jobkit.policy import rank
 from jobkit.store.schema import job_checkpoints, job_events, jobs, labels, lives, queues
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ClauseElement, Connection, CursorResult, Dialect, Table
 
-    from jobkit.interfaces import NewJob
+    from jobkit.interfaces import Change, LogLine, NewJob
     from jobkit.lifecycle import Transition
-    from jobkit.model import Json, Progress
+    from jobkit.model import Json
     from jobkit.store.dialects import Database
 
 Row = tuple[Any, ...]
@@ -103,12 +103,27 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-PROGRESS_DATA: Final = ("completed", "total", "unit", "phase", "message", "data")
+def parsed(text: str | None, otherwise: Any) -> Any:
+    """Read stored JSON of the type of `otherwise`, which is the answer where it can't be read."""
+    try:
+        value = json.loads(text or "")
+    except (ValueError, TypeError, RecursionError):
+        return otherwise
+    return value if otherwise is None or isinstance(value, type(otherwise)) else otherwise
+
+
+PROGRESS_DATA: Final = ("completed", "total", "unit", "phase", "message", "data", "rate", "eta_s")
 """What `progress_data` holds, in the order of `Progress`."""
 
 
-def progress_row(progress: Progress | None) -> Row:
-    """Fill in `_PROGRESS`: progress is kept as it is where there is none to store.
+def told_row(change: Change) -> Row:
+    """Fill in `_TOLD`: what an attempt has told since its last write."""
+    size = sum([line.size for line in change.lines]) if change.lines else 0
+    return (size, change.warnings, *_progress_row(change.progress))
+
+
+def _progress_row(progress: Progress | None) -> Row:
+    """Progress is kept as it is where there is none to store.
 
     What can't be stored is left out: progress is for people, and must not cost a job its checkpoint or its result.
     """
@@ -128,6 +143,14 @@ def _can_be_said(value: Json) -> bool:
     except SerializationError:
         return False
     return True
+
+
+def progress_of(fraction: float | None, text: str | None) -> Progress | None:
+    """Read stored progress; what can't be read of it is missing."""
+    if text is None:
+        return None
+    told = parsed(text, {})
+    return Progress(fraction, *(told.get(name) for name in PROGRESS_DATA))
 
 
 def _fraction(fraction: float | None) -> float | None:
@@ -165,9 +188,9 @@ def moved_row(job: Standing, now: datetime, now_text: str) -> Row:
     )  # fmt: skip
 
 
-_PROGRESS: Final = ("progress_data", "progress", "progress_data")
+_TOLD: Final = ("log_bytes", "warnings", "progress_data", "progress", "progress_data")
 _FINISHED: Final = ("output", "output_data", "error", "error_message")
-_SAVED: Final = ("crash_count", "checkpoint_seq", "state_seq", "last_checkpoint_at", "state")
+_SAVED: Final = ("event_seq", "crash_count", "checkpoint_seq", "state_seq", "last_checkpoint_at", "state")
 
 
 def _guard() -> list[ColumnElement[bool]]:
@@ -183,9 +206,11 @@ def _update(*names: str, **computed: ColumnElement[Any]) -> Update:
     return jobs.update().where(*_guard()).ordered_values(*values)
 
 
-def _progress() -> dict[str, ColumnElement[Any]]:
+def _told() -> dict[str, ColumnElement[Any]]:
     given: ColumnElement[Any] = bindparam("progress_data")
     return {
+        "log_bytes": jobs.c.log_bytes + bindparam("log_bytes"),
+        "warnings": jobs.c.warnings + bindparam("warnings"),
         "progress": case((given.is_(None), jobs.c.progress), else_=bindparam("progress")),
         "progress_data": func.coalesce(given, jobs.c.progress_data),
     }
@@ -209,7 +234,10 @@ def standing_of(row: Sequence[Any]) -> Standing:
     )  # fmt: skip
 
 
-_CLAIMED: Final = (jobs.c.name, jobs.c.version, jobs.c.params_data, jobs.c.state, jobs.c.metadata)
+_CLAIMED: Final = (
+    jobs.c.name, jobs.c.version, jobs.c.params_data, jobs.c.state, jobs.c.metadata, jobs.c.progress,
+    jobs.c.progress_data, jobs.c.log_bytes,
+)  # fmt: skip
 
 _INSERTED: Final = (
     "id", "name", "version", "label", "description", "user", "tags", "metadata", "key", "params", "params_data",
@@ -230,6 +258,13 @@ def event_row(transition: Transition, now_text: str, message: str | None = None,
     """The stored event of a transition that has one."""
     after = transition.after
     return (after.id, after.event_seq, transition.event, after.status.value, message, data, now_text)
+
+
+def line_row(line: LogLine, seq: int, job: Standing, now: datetime) -> Row:
+    """The stored event of a line that a job's attempt has logged; told before whatever came with it."""
+    data = to_json({"level": line.level, "attempt": job.attempt, "fields": line.fields})
+    told_at = text_of(now - timedelta(seconds=line.waited_s))
+    return (job.id, seq, "log", job.status.value, line.message, data, told_at)
 
 
 def runnable(known: Sequence[tuple[Any, Any]]) -> ColumnElement[bool]:
@@ -265,13 +300,11 @@ class Statements:
             _update(*_MOVED, "node", started_at=started), *_MOVED, "node", "started_at", *GUARD
         )
         self.move: Statement = ready(_update(*_MOVED), *_MOVED, *GUARD)
-        self.finish: Statement = ready(
-            _update(*_MOVED, *_FINISHED, **_progress()), *_MOVED, *_FINISHED, *_PROGRESS, *GUARD
-        )
-        self.save: Statement = ready(_update(*_SAVED, **_progress()), *_SAVED, *_PROGRESS, *GUARD)
-        self.stop: Statement = ready(_update(*_MOVED, **_progress()), *_MOVED, *_PROGRESS, *GUARD)
+        self.finish: Statement = ready(_update(*_MOVED, *_FINISHED, **_told()), *_MOVED, *_FINISHED, *_TOLD, *GUARD)
+        self.save: Statement = ready(_update(*_SAVED, **_told()), *_SAVED, *_TOLD, *GUARD)
+        self.stop: Statement = ready(_update(*_MOVED, **_told()), *_MOVED, *_TOLD, *GUARD)
         self.delete: Statement = ready(jobs.delete().where(*_guard()), *GUARD)
-        self.report: Statement = ready(_update(**_progress()), *_PROGRESS, *GUARD)
+        self.report: Statement = ready(_update("event_seq", **_told()), "event_seq", *_TOLD, *GUARD)
         kept = dialect.upsert(job_checkpoints, "job_id", "slot", "seq", "state", "at", replace=True)
         self.keep: Statement = ready(kept, "job_id", "slot", "seq", "state", "at")
 

@@ -27,11 +27,13 @@ from jobkit.store.sql import (
     event_row,
     guard_row,
     inserted_row,
+    line_row,
     moved_row,
-    progress_row,
+    progress_of,
     standing_of,
     text_of,
     to_json,
+    told_row,
 )
 
 if TYPE_CHECKING:
@@ -97,7 +99,7 @@ class Batch:
         for index, write in enumerate(writes):
             if isinstance(write, Change) and write.expected is not None:
                 try:
-                    answers[index] = transition = advance(write.expected, write.cause, self._now)
+                    answers[index] = transition = advance(write.expected, write.cause, self._now, len(write.lines))
                 except JobkitError as error:
                     answers[index] = error
                     continue
@@ -179,7 +181,7 @@ class Batch:
 
     def _change(self, change: Change) -> Transition:
         job = self._standing(change)
-        transition = advance(job, change.cause, self._now)
+        transition = advance(job, change.cause, self._now, len(change.lines))
         for statement, row in self._plan(change, transition):
             if statement.many(self._connection, [row]) != 1:
                 raise LeaseLost(change.job_id, job.attempt)
@@ -200,15 +202,15 @@ class Batch:
         """Say which statements write a transition, with their rows."""
         before, after, trigger = transition.before, transition.after, transition.cause.trigger
         guard = guard_row(before)
-        progress = progress_row(change.progress)
+        told = told_row(change)
         if trigger is Trigger.REPORT:
-            yield Planned(self._sql.report, (*progress, *guard))
+            yield Planned(self._sql.report, (after.event_seq, *told, *guard))
         elif trigger is Trigger.CHECKPOINT:
             state = change.state or b""
             seq = after.checkpoint_seq
             self.size += 2 * len(state)
-            saved = (after.crash_count, seq, seq, self._now_text, state)
-            yield Planned(self._sql.save, (*saved, *progress, *guard))
+            saved = (after.event_seq, after.crash_count, seq, seq, self._now_text, state)
+            yield Planned(self._sql.save, (*saved, *told, *guard))
             if self._keep:
                 yield Planned(self._sql.keep, (before.id, seq % self._keep, seq, state, self._now_text))
         elif trigger is Trigger.DELETE:
@@ -216,13 +218,18 @@ class Batch:
         elif after is not before and after != before:  # a queued job keeps its place unless it has to move
             moved = moved_row(after, self._now, self._now_text)
             if change.output is not None or change.failure is not None:
-                yield Planned(self._sql.finish, (*moved, *_finished(change, after.status), *progress, *guard))
-            elif change.progress is not None:
-                yield Planned(self._sql.stop, (*moved, *progress, *guard))
+                yield Planned(self._sql.finish, (*moved, *_finished(change, after.status), *told, *guard))
+            elif any(told):
+                yield Planned(self._sql.stop, (*moved, *told, *guard))
             else:
                 yield Planned(self._sql.move, (*moved, *guard))
 
     def _events(self, transition: Transition, change: Change) -> Iterator[Row]:
+        before = transition.before
+        if change.lines and transition.after is not before:
+            for seq, line in enumerate(change.lines, before.event_seq + 1):
+                self.size += line.size
+                yield line_row(line, seq, before, self._now)
         if transition.event is not None:
             failure = change.failure
             message = transition.after.reason if failure is None else f"{failure.type}: {failure.message}"
@@ -279,7 +286,7 @@ class Batch:
         cause = Cause(Trigger.CLAIM, life=claim.life)
         claimed, started, events = [], [], []
         for row in self._candidates(claim):
-            *standing, name, version, params_data, state, metadata, _rank, _num = row
+            *standing, name, version, params_data, state, metadata, fraction, progress, log_bytes, _rank, _num = row
             job = standing_of(standing)
             try:
                 facts = json.loads(metadata) if metadata != "{}" else {}
@@ -291,7 +298,8 @@ class Batch:
             moved = moved_row(after, self._now, self._now_text)
             started.append((*moved, claim.node, self._now_text, *guard_row(job)))
             events.append(event_row(transition, self._now_text))
-            claimed.append(Claimed(transition, name, version, params_data, state, facts))
+            told = progress_of(fraction, progress)
+            claimed.append(Claimed(transition, name, version, params_data, state, facts, told, log_bytes))
         if started:
             if self._sql.start.many(self._connection, started) != len(started):
                 raise Mismatch

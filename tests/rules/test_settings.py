@@ -39,6 +39,7 @@ def test_defaults():
         "grace_s": 10,
         "keep_checkpoints": 5,
         "max_state_bytes": 64 * 1024 * 1024,
+        "max_log_bytes": 1024 * 1024,
         "durability": "full",
         "allow_network_fs": False,
     }
@@ -99,7 +100,7 @@ def test_unknown_names_in_own_files_are_misspellings(here):
     with pytest.raises(InvalidSettings) as refused:
         Settings(**misspelt)
     assert refused.value.fields == {
-        "max_state_byte": "there is no such setting: did you mean max_state_bytes?",
+        "max_state_byte": "there is no such setting: did you mean max_state_bytes or max_log_bytes?",
         "concurency": "there is no such setting: did you mean concurrency?",
         "worker": "there is no such setting: take it away",
         "lease-s": "there is no such setting: did you mean lease_s?",

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.kit import Gate, Listener, store_at
+from jobkit.runtime import reports
+from jobkit.runtime.worker import FLUSH_S
+from jobkit.testing import FakeClock, FakeThreads
+from tests.runtime.kit import Gate, Listener, store_at, until
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +49,38 @@ def gate():
 def listener() -> Listener:
     """An observer that remembers."""
     return Listener()
+
+
+@pytest.fixture
+def clock():
+    """Time that the test moves."""
+    return FakeClock()
+
+
+@pytest.fixture
+def timed(clock):
+    """What a manager in fake time is given."""
+    return {"clock": clock, "threads": FakeThreads(clock), "lease_s": 3_600.0}
+
+
+@pytest.fixture
+def pass_looks(monkeypatch, clock):
+    """Lets so many of a worker's looks for what its only attempt holds back go by in fake time, with what they write."""
+    looks: list[reports.Reports] = []
+    honest = reports.Reports.flush
+
+    def flush(self: reports.Reports) -> None:
+        honest(self)
+        looks.append(self)
+
+    monkeypatch.setattr(reports.Reports, "flush", flush)
+
+    async def go_by(number: int, *, stored: bool = True) -> None:
+        for _ in range(number):
+            before = len(looks)
+            clock.advance(FLUSH_S)
+            await until(lambda before=before: len(looks) > before)
+            if stored and (write := looks[-1]._flush) is not None:
+                await until(write.reply.given.is_set)
+
+    return go_by

@@ -227,7 +227,7 @@ def make(place: Any, **given: Any) -> JobManager:
     """Make a manager with the kit's jobs and short times."""
     times = {
         name: given.pop(name)
-        for name in ("lease_s", "sweep_s", "grace_s", "max_state_bytes", "keep_checkpoints", "concurrency_setting")
+        for name in ("lease_s", "sweep_s", "grace_s", "max_state_bytes", "max_log_bytes", "keep_checkpoints")
         if name in given
     }
     settings = Settings(**{"sweep_s": 0.1, "grace_s": 5.0, **times})
