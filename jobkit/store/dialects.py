@@ -314,6 +314,9 @@ class Sqlite:
                 (mode,) = driver.execute("PRAGMA journal_mode=WAL").fetchone()
                 if mode != "wal":
                     raise StoreUnavailable(f"{self.location} can't have a write-ahead log", "put it on a local disk")
+                # A process that was killed may have written a commit and not synced it. Recovery shows it as committed,
+                # and whoever finds it builds on it: it has to be safe before that. A checkpoint syncs the log first.
+                driver.execute("PRAGMA wal_checkpoint(PASSIVE)")
             driver.execute("PRAGMA foreign_keys=OFF")
             try:
                 with self._transaction(connection):
