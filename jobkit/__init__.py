@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from jobkit.interfaces import Interrupt
     from jobkit.jobtype import JobType
     from jobkit.model import (
+        ControlOutcome,
         Event,
         Failure,
         JobRecord,
@@ -72,7 +73,7 @@ _HOMES: Final = {
     "interfaces": ("Interrupt",),
     "jobtype": ("JobType",),
     "model": (
-        "Event", "Failure", "JobRecord", "JobStats", "JobStatus", "Page", "Priority", "Progress",
+        "ControlOutcome", "Event", "Failure", "JobRecord", "JobStats", "JobStatus", "Page", "Priority", "Progress",
     ),
     "registration": ("Registry", "discover", "job", "registry"),
     "runtime.handle": ("JobHandle",),
@@ -85,7 +86,8 @@ _HOME: Final = {name: module for module, names in _HOMES.items() for name in nam
 __version__ = "0.1.0"
 
 __all__ = [  # every name above, in order; written out for tools that don't run the code
-    "BlockingJobContext", "DuplicateJob", "Event", "Failure", "FrozenParameter", "IllegalTransition", "Interrupt",
+    "BlockingJobContext", "ControlOutcome", "DuplicateJob", "Event", "Failure", "FrozenParameter",
+    "IllegalTransition", "Interrupt",
     "InvalidFilter", "InvalidJob", "InvalidJobId", "InvalidOption", "InvalidOutput", "InvalidParams",
     "InvalidSettings", "Job", "JobCancelled", "JobContext", "JobFailed", "JobFilter", "JobHandle", "JobHeld",
     "JobLost", "JobManager", "JobNotFound", "JobRecord", "JobStats", "JobStatus", "JobTimedOut", "JobType",

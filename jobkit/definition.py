@@ -184,7 +184,9 @@ class Job(BaseModel, Generic[Out]):
         raise NotImplementedError(f"{type(self).__name__} has no run(): define async def run(self, ctx: JobContext)")
 
     def on_resume(self, ctx: Any, /) -> Awaitable[None] | None:
-        """Called before `run` of every attempt but the first: of the hooks, the one that this release calls.
+        """Called before `run` of every attempt but the first.
+
+        Like every hook: what it raises is logged, and changes nothing else.
 
         Args:
             ctx: The attempt's context.
@@ -192,7 +194,7 @@ class Job(BaseModel, Generic[Out]):
         return None
 
     def on_pause(self, ctx: Any, /) -> Awaitable[None] | None:
-        """For what is to be done when the job has been paused and its state is saved. This release doesn't call it.
+        """Called when `run` has stopped for a pause or a shutdown, with its state saved; then the job is given back.
 
         Args:
             ctx: The attempt's context.
@@ -200,7 +202,9 @@ class Job(BaseModel, Generic[Out]):
         return None
 
     def on_cancel(self, ctx: Any, /) -> Awaitable[None] | None:
-        """For what is to be done when the running job has been cancelled. This release doesn't call it.
+        """Called when `run` has stopped for a cancel, or was stopped by force; then the job is cancelled.
+
+        A job that is cancelled while no handler runs has nothing to clean up, and this is not called.
 
         Args:
             ctx: The attempt's context.
@@ -208,7 +212,7 @@ class Job(BaseModel, Generic[Out]):
         return None
 
     def on_failure(self, ctx: Any, failure: Any, /) -> Awaitable[None] | None:
-        """For what is to be done when `run` has failed. This release doesn't call it.
+        """Called when `run` has raised an exception; then the job fails, or is tried again.
 
         Args:
             ctx: The attempt's context.
@@ -218,7 +222,7 @@ class Job(BaseModel, Generic[Out]):
 
 
 HOOKS: Final = {"on_resume": 1, "on_pause": 1, "on_cancel": 1, "on_failure": 2}
-"""The hooks, and how many arguments each takes. So far `on_resume` alone is called."""
+"""The hooks, and how many arguments each takes."""
 
 
 def _refuse_if_bound(job: Job[Any], name: str) -> None:

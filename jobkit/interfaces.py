@@ -131,6 +131,7 @@ class Claim(NamedTuple):
         room: How many jobs at most.
         versions: What it can run: the newest known version by name.
         queues: The queues to serve; None for all.
+        suspects: Whether one of them may be a suspect: a life runs at most one at a time.
     """
 
     life: str
@@ -138,6 +139,7 @@ class Claim(NamedTuple):
     room: int
     versions: Mapping[str, int]
     queues: tuple[str, ...] | None = None
+    suspects: bool = True
 
 
 class Claimed(NamedTuple):
@@ -151,6 +153,13 @@ class Claimed(NamedTuple):
     metadata: dict[str, Json]
     progress: Progress | None
     log_bytes: int
+
+
+Fate: TypeAlias = Literal["alive", "crashed", "rebooted", "unknown"]
+"""What can be told from here of a life's process: that it lives, or how it died."""
+
+Ending: TypeAlias = Literal["left", "crashed", "rebooted", "expired"]
+"""How a life ended: in good order, by a death that was proven, or with its lease."""
 
 
 class Life(NamedTuple):
@@ -196,9 +205,24 @@ class Renew(NamedTuple):
 
 
 class Retire(NamedTuple):
-    """Note that a life is over. Answered by True if it wasn't noted before."""
+    """Note that a life is over, and which of its jobs a crash counts against. Answered by True if it wasn't noted."""
 
     life: str
+    how: Ending = "left"
+
+
+class End(NamedTuple):
+    """A life's end.
+
+    Attributes:
+        at: When it had ended at the latest.
+        how: In which way.
+        blamed: The job that its crash counts against, if that could be told.
+    """
+
+    at: datetime
+    how: Ending
+    blamed: str | None
 
 
 Write: TypeAlias = Insert | Change | Claim | Register | Renew | Retire
@@ -282,11 +306,27 @@ class Store(Protocol):
         """Jobs whose owner's life is over: running or assigned there, or paused by its shutdown."""
         ...
 
-    def ended_at(self, lives: Sequence[str]) -> dict[str, datetime]:
-        """When these lives that are noted as over had ended at the latest."""
+    def ends(self, lives: Sequence[str]) -> dict[str, End]:
+        """How these lives that are noted as over have ended."""
         ...
 
-    def claimable(self, versions: Mapping[str, int], queues: Sequence[str] | None) -> bool:
+    def paused(self, limit: int) -> list[Standing]:
+        """Paused jobs that a restart resumes."""
+        ...
+
+    def asked(self, life: str) -> list[Standing]:
+        """Running jobs of a life of which something is wanted."""
+        ...
+
+    def unknown(self, versions: Mapping[str, int], limit: int) -> list[Standing]:
+        """Queued jobs that none of those who know these names and versions can run; among the first in line."""
+        ...
+
+    def known_again(self, versions: Mapping[str, int], limit: int) -> list[Standing]:
+        """Jobs held as unknown that those who know these names and versions can run."""
+        ...
+
+    def claimable(self, versions: Mapping[str, int], queues: Sequence[str] | None, *, suspects: bool = True) -> bool:
         """Whether a claim would find anything."""
         ...
 
@@ -298,8 +338,8 @@ class Store(Protocol):
         """Take hold of a new life's lock; None where lives are judged by their leases alone."""
         ...
 
-    def prove_dead(self, life: Life) -> bool | None:
-        """Whether a life's process is gone: True if proven, False if alive, None if it can't be told from here."""
+    def fate(self, life: Life) -> Fate:
+        """What can be told from here of a life's process."""
         ...
 
 
@@ -408,10 +448,16 @@ class Link(Line, Protocol):
 
 
 class Executor(Protocol):
-    """Carries a handler to where it runs. Retries, leases and checkpoints are the runtime's."""
+    """Carries a handler to where it runs. Retries, leases and checkpoints are the runtime's.
+
+    Attributes:
+        stoppable: Whether cancelling `run` stops the handler; if not, it is left behind and may go on.
+    """
+
+    stoppable: bool
 
     async def run(self, work: Work, link: Link) -> Outcome:
-        """Run one attempt to its end; cancelling the call stops the handler, or fences off what can't be stopped."""
+        """Run one attempt to its end, unless the call is cancelled."""
         ...
 
 

@@ -63,6 +63,7 @@ class Trigger(StrEnum):
     OWNER_GONE = "owner gone"
     GRACE_OVER = "shutdown grace over"
     UNLOADABLE = "unloadable"
+    KNOWN = "known again"
     RELEASE = "release"
     DELETE = "delete"
 
@@ -86,6 +87,8 @@ class Standing(NamedTuple):
         due_at: Not to run before this time.
         retry_count: Automatic retries so far.
         crash_count: Strikes since its last checkpoint.
+        suspect: Whether it was running when its owner crashed, and has not been saved since.
+        across_restarts: Whether the pause that it is in, or that is wanted, outlasts a restart.
         event_seq: The number of its latest stored event.
         life: The life that holds it, or that paused it when shutting down.
         running_since: When its present attempt began.
@@ -104,6 +107,8 @@ class Standing(NamedTuple):
     due_at: datetime | None = None
     retry_count: int = 0
     crash_count: int = 0
+    suspect: bool = False
+    across_restarts: bool = False
     event_seq: int = 0
     life: str | None = None
     running_since: datetime | None = None
@@ -124,7 +129,9 @@ class Cause:
         blame: What the policy says (dependency failed).
         others: Whether a working life goes on: another, or this one where it isn't shutting down (saved and stopped,
             shutdown grace over).
-        strike: Whether this death counts against the job (owner gone).
+        across_restarts: Whether the pause is to outlast a restart (pause).
+        crashed: Whether the owner died of a crash, as opposed to a reboot or a loss of contact (owner gone).
+        strike: Whether this crash counts against the job (owner gone).
         seen_at: When the owner was last known to live (owner gone); its job is not taken to have run for longer.
     """
 
@@ -135,6 +142,8 @@ class Cause:
     blockers: int = 0
     blame: Blame = "hold"
     others: bool = False
+    across_restarts: bool = False
+    crashed: bool = False
     strike: bool = False
     seen_at: datetime | None = None
 
@@ -187,7 +196,11 @@ def _leave(job: Standing, status: JobStatus, now: datetime, reason: str | None =
     ran = job.run_s
     if job.running_since is not None:
         ran += max(0.0, (now - job.running_since).total_seconds())
-    return job._replace(status=status, wanted=None, reason=reason, life=None, running_since=None, run_s=ran)
+    return job._replace(
+        status=status, wanted=None, reason=reason, life=None, running_since=None, run_s=ran,
+        suspect=job.suspect and status not in TERMINAL,
+        across_restarts=job.across_restarts and status is PAUSED,
+    )  # fmt: skip
 
 
 def _ready(job: Standing, now: datetime) -> Standing:
@@ -266,16 +279,17 @@ def _retry_or(final: JobStatus, job: Standing, cause: Cause, now: datetime) -> S
         return _leave(job, CANCELLED, now)
     if cause.due_at is None:
         return _leave(job, final, now)
-    job = job._replace(retry_count=job.retry_count + 1, due_at=cause.due_at)
+    # its handler came to an end by itself, so no row of crashes goes on
+    job = job._replace(retry_count=job.retry_count + 1, due_at=cause.due_at, crash_count=0, suspect=False)
     return _honour(job, now) or _leave(job, SCHEDULED, now)
 
 
-def _pause(job: Standing, _: Cause, now: datetime) -> Standing:
-    return _leave(job, PAUSED, now, "user")
+def _pause(job: Standing, cause: Cause, now: datetime) -> Standing:
+    return _leave(job._replace(across_restarts=cause.across_restarts), PAUSED, now, "user")
 
 
-def _pause_assigned(job: Standing, _: Cause, now: datetime) -> Standing:
-    return _leave(job._replace(attempt=job.attempt + 1), PAUSED, now, "user")
+def _pause_assigned(job: Standing, cause: Cause, now: datetime) -> Standing:
+    return _pause(job._replace(attempt=job.attempt + 1), cause, now)
 
 
 def _want_pause(job: Standing, cause: Cause, now: datetime) -> Standing:  # noqa: ARG001  one shape for all rules
@@ -283,11 +297,11 @@ def _want_pause(job: Standing, cause: Cause, now: datetime) -> Standing:  # noqa
         raise _refusal(job, cause, PAUSED, "but it is not resumable: cancel it instead")
     if job.wanted == "cancel":
         raise _refusal(job, cause, PAUSED, "but it is being cancelled")
-    return job._replace(wanted="pause")
+    return job._replace(wanted="pause", across_restarts=cause.across_restarts)
 
 
 def _want_cancel(job: Standing, _: Cause, now: datetime) -> Standing:  # noqa: ARG001  one shape for all rules
-    return job._replace(wanted="cancel")
+    return job._replace(wanted="cancel", across_restarts=False)
 
 
 def _stopped(job: Standing, cause: Cause, now: datetime) -> Standing:
@@ -309,7 +323,7 @@ def _resume(job: Standing, _: Cause, now: datetime) -> Standing:
 def _unwant_pause(job: Standing, cause: Cause, now: datetime) -> Standing:  # noqa: ARG001  one shape for all rules
     if job.wanted != "pause":
         raise _refusal(job, cause, QUEUED, "but it isn't paused")
-    return job._replace(wanted=None)
+    return job._replace(wanted=None, across_restarts=False)
 
 
 def _cancel(job: Standing, _: Cause, now: datetime) -> Standing:
@@ -318,7 +332,7 @@ def _cancel(job: Standing, _: Cause, now: datetime) -> Standing:
 
 def _owner_gone(job: Standing, cause: Cause, now: datetime) -> Standing:
     ended_at = now if cause.seen_at is None else min(now, cause.seen_at)
-    job = job._replace(crash_count=job.crash_count + cause.strike)
+    job = job._replace(crash_count=job.crash_count + cause.strike, suspect=job.suspect or cause.crashed)
     if (asked := _honour(job, ended_at)) is not None:
         return asked
     if not job.resumable:
@@ -334,6 +348,10 @@ def _hold(job: Standing, cause: Cause, now: datetime) -> Standing:
     return _leave(job, HELD, now, cause.reason)
 
 
+def _known(job: Standing, _: Cause, now: datetime) -> Standing:
+    return _ready(job, now) if job.reason == "unknown_job" else job
+
+
 def _release(job: Standing, _: Cause, now: datetime) -> Standing:
     return _ready(job._replace(crash_count=0), now)
 
@@ -343,7 +361,7 @@ def _keep(job: Standing, _: Cause, now: datetime) -> Standing:  # noqa: ARG001  
 
 
 def _checkpoint(job: Standing, _: Cause, now: datetime) -> Standing:  # noqa: ARG001  one shape for all rules
-    return job._replace(crash_count=0, checkpoint_seq=job.checkpoint_seq + 1)
+    return job._replace(crash_count=0, suspect=False, checkpoint_seq=job.checkpoint_seq + 1)
 
 
 # ── the table ──
@@ -418,6 +436,9 @@ TABLE: Final[Mapping[Trigger, Mapping[JobStatus, Cell]]] = {
     Trigger.UNLOADABLE: _row(
         IGNORE, IGNORE, _move(_hold, HELD), _move(_hold, HELD), _move(_hold, HELD, CANCELLED), IGNORE, IGNORE, IGNORE
     ),
+    Trigger.KNOWN: _row(
+        IGNORE, IGNORE, IGNORE, IGNORE, IGNORE, IGNORE, _move(_known, *_READY, HELD), IGNORE
+    ),
     Trigger.RELEASE: _row(REFUSE, REFUSE, REFUSE, REFUSE, REFUSE, REFUSE, _move(_release, *_READY), REFUSE),
     Trigger.DELETE: _row(REFUSE, REFUSE, REFUSE, REFUSE, REFUSE, REFUSE, REFUSE, REMOVE),
 }  # fmt: skip
@@ -436,6 +457,7 @@ _ASKED_FOR: Final = {
 _SAID: Final = {
     Trigger.CLAIM: "started",
     Trigger.RESUME: "resumed",
+    Trigger.KNOWN: "released",
     Trigger.RELEASE: "released",
 }
 """Stored event types that are not simply the new status."""
@@ -474,11 +496,16 @@ def advance(job: Standing, cause: Cause, now: datetime, lines: int = 0) -> Trans
     return Transition(job, cause, after, event)
 
 
+def _asked(job: Standing) -> tuple[str | None, Wanted | None, bool]:
+    """What people have asked of a job, as far as it doesn't show in its status."""
+    return job.reason, job.wanted, job.across_restarts
+
+
 def _told(before: Standing, trigger: Trigger, after: Standing) -> str | None:
     if after.status is before.status:
-        if before.status is PAUSED and before.reason != after.reason:
-            return "paused"
-        return _REQUESTED[after.wanted] if after.wanted != before.wanted else None
+        if _asked(before) == _asked(after):
+            return None
+        return "paused" if before.status is PAUSED else _REQUESTED[after.wanted]
     if after.retry_count > before.retry_count and after.status is SCHEDULED:
         return "retried"
     return _SAID.get(trigger, after.status.value)

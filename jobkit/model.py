@@ -74,6 +74,16 @@ TERMINAL: Final = frozenset(
 )
 
 
+class ControlOutcome(StrEnum):
+    """What came of a request to pause, resume, cancel or release a job."""
+
+    ACCEPTED = "accepted"
+    """It is stored and can't be lost. A running job's handler does it when it comes to its next checkpoint."""
+
+    ALREADY_FINISHED = "already_finished"
+    """There was nothing to cancel: the job had reached a terminal status."""
+
+
 class Priority(IntEnum):
     """How urgent a job is; any integer may be used, these are the named ones."""
 

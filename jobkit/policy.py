@@ -7,7 +7,10 @@ ask for any.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 AGEING_S: Final = 3600
 """How long a job must have waited to overtake a fresh one that is a single point of priority above it, in seconds.
@@ -17,7 +20,7 @@ of it can't starve a job for longer than that.
 """
 
 STRIKES: Final = 3
-"""Deaths of its worker without a newer checkpoint after which a job is held."""
+"""Crashes of its worker without a newer checkpoint after which a job is held."""
 
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -38,3 +41,22 @@ def rank(ready_at: datetime, priority: int) -> int:
         Microseconds since 1970, moved back by `AGEING_S` for each point of priority.
     """
     return (ready_at - _EPOCH) // _MICROSECOND - priority * AGEING_S * 1_000_000
+
+
+def blame(running: Sequence[tuple[str, bool]]) -> str | None:
+    """Say which job a worker's crash counts against: the only one that ran, or the only suspect among those that did.
+
+    A worker runs at most one suspect at a time, so a job that kills whoever runs it soon stands alone, and jobs that
+    merely ran beside it are never blamed.
+
+    Args:
+        running: The jobs that were running, suspects first: each one's id, and whether it was a suspect before this
+            crash. The first two suffice.
+
+    Returns:
+        The job's id; None if it can't be told.
+    """
+    suspects = [job_id for job_id, suspect in running if suspect]
+    if len(running) == 1 or len(suspects) == 1:
+        return running[0][0]
+    return None

@@ -53,6 +53,8 @@ class Settings(BaseSettings):
         lease_s: After how many seconds without a sign of life an owner on another machine counts as dead.
         sweep_s: How often, in seconds, what dead owners left is looked for.
         grace_s: How many seconds a stopping manager gives its jobs to reach a checkpoint.
+        resume: What a start resumes unless another working manager is there: `"all"`, what was running and what is
+            paused, or `"interrupted"`, only what was running.
         keep_checkpoints: How many checkpoints of a job are kept.
         max_state_bytes: The largest packed state.
         max_log_bytes: How much of a job's log is kept, over all its attempts.
@@ -77,6 +79,7 @@ class Settings(BaseSettings):
     lease_s: Seconds = 30.0
     sweep_s: Seconds = 5.0
     grace_s: float = Field(default=10.0, ge=0, allow_inf_nan=False)
+    resume: Literal["all", "interrupted"] = "all"
     keep_checkpoints: int = Field(default=5, ge=1)
     max_state_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
     max_log_bytes: int = Field(default=1024 * 1024, ge=1)

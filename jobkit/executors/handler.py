@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from jobkit.definition import Job
 from jobkit.envelope import seal, unseal
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 _STRENGTH: Final = ("cancel", "time-out", "pause", "shutdown", "suspend")
 
-Invoke: TypeAlias = Callable[[Callable[[Any], Any], Callable[[], bytes]], Awaitable[Any]]
-"""Calls a method of the job where it belongs, with the context that fits it; is also given what packs the state."""
+Invoke: TypeAlias = Callable[[Callable[..., Any], Callable[[], bytes], tuple[Any, ...]], Awaitable[Any]]
+"""Calls a method of the job where it belongs, with the context that fits it and further arguments; what packs the state
+is given too."""
 
 
 async def perform(
@@ -58,19 +59,75 @@ async def perform(
         return Unloadable("needs_migration", failure_of(error))
     except BaseException as error:  # noqa: BLE001  the wall around a handler: loading runs code of its class
         return judge(error, link, stopped=stopped())
+    return await _Performance(job_type, job, work, link, invoke, stopped).play()
 
-    def pack() -> bytes:
-        return seal(work.job_id, job_type.version, job_type.pack_state(job))
 
-    try:
-        if work.attempt > 1:
-            await _hook(job, "on_resume", link, invoke, pack, stopped)
-        result = await invoke(job.run, pack)
-        output, shown = job_type.pack_output(result)
-    except BaseException as error:  # noqa: BLE001  the wall around a handler
-        return judge(error, link, stopped=stopped())
-    _compare_params(job_type, job, work, link)
-    return Completed(output, shown)
+class _Performance(NamedTuple):
+    """A job that is loaded, and what it is run with."""
+
+    job_type: JobType
+    job: Job[Any]
+    work: Work
+    link: Link
+    invoke: Invoke
+    stopped: Callable[[], bool]
+
+    async def play(self) -> Outcome:
+        """Run the handler, and the hooks that belong to what came of it."""
+        try:
+            if self.work.attempt > 1:
+                await self._hook("on_resume")
+            result = await self.invoke(self.job.run, self._pack, ())
+            output, shown = self.job_type.pack_output(result)
+        except BaseException as error:  # noqa: BLE001  the wall around a handler
+            return await self._told(error)
+        _compare_params(self.job_type, self.job, self.work, self.link)
+        return await self._with_hook(Completed(output, shown))
+
+    async def _told(self, error: BaseException) -> Outcome:
+        """Say what it means that the handler raised this."""
+        try:
+            outcome = judge(error, self.link, stopped=self.stopped())
+        except BaseException:
+            if self.stopped() and self.link.due() == "cancel":  # by force, since it did not stop by itself
+                await self._hook("on_cancel")
+            raise
+        return await self._with_hook(outcome)
+
+    async def _with_hook(self, outcome: Outcome) -> Outcome:
+        """Call the hook for what came of the handler. It changes nothing, but may find that the lease is lost."""
+        try:
+            match outcome:
+                case Interrupted("cancel"):
+                    await self._hook("on_cancel")
+                case Completed() | Failed() if self.link.due() == "cancel":  # it came too late, or was swallowed
+                    await self._hook("on_cancel")
+                case Interrupted("pause" | "shutdown"):
+                    await self._hook("on_pause")
+                case Failed(failure):
+                    await self._hook("on_failure", failure)
+        except BaseException as error:  # noqa: BLE001  the wall around a handler, as above
+            if isinstance(judge(error, self.link, stopped=self.stopped()), Fenced):
+                return Fenced()
+        return outcome
+
+    async def _hook(self, name: str, *arguments: object) -> None:
+        """Call a hook if the class has one; what it raises is logged and changes nothing else.
+
+        Interrupts, a lost lease and whatever is not the handler's own do pass: they are no failures of the hook.
+        """
+        if getattr(type(self.job), name) is getattr(Job, name):
+            return
+        try:
+            await self.invoke(getattr(self.job, name), self._pack, arguments)
+        except BaseException as error:
+            raised = list(_leaves(error))
+            if any(isinstance(one, Interrupt | LeaseLost) or _not_ours(one, stopped=self.stopped()) for one in raised):
+                raise
+            self.link.log(f"{name} raised {_said(error)}", "error", {})
+
+    def _pack(self) -> bytes:
+        return seal(self.work.job_id, self.job_type.version, self.job_type.pack_state(self.job))
 
 
 def _load(job_type: JobType, work: Work) -> Job[Any]:
@@ -95,24 +152,6 @@ def _compare_params(job_type: JobType, job: Job[Any], work: Work, link: Link) ->
     except Exception:  # noqa: BLE001, S110  what can't even be packed any more was changed
         pass
     link.log("a parameter was changed in place; parameters are stored once, so the change is lost", "warning", {})
-
-
-async def _hook(  # noqa: PLR0917  what `perform` knows
-    job: Job[Any], name: str, link: Link, invoke: Invoke, pack: Callable[[], bytes], stopped: Callable[[], bool]
-) -> None:
-    """Call a hook if the class has one; what it raises is logged and changes nothing else.
-
-    Interrupts, a lost lease and whatever is not the handler's own do pass: they are no failures of the hook.
-    """
-    if getattr(type(job), name) is getattr(Job, name):
-        return
-    try:
-        await invoke(getattr(job, name), pack)
-    except BaseException as error:
-        raised = list(_leaves(error))
-        if any(isinstance(one, Interrupt | LeaseLost) or _not_ours(one, stopped=stopped()) for one in raised):
-            raise
-        link.log(f"{name} raised {_said(error)}", "error", {})
 
 
 def judge(error: BaseException, link: Link, *, stopped: bool = False) -> Outcome:

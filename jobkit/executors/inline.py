@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from anyio import current_effective_deadline
+from anyio import current_effective_deadline, move_on_after
 from anyio.lowlevel import checkpoint
 
 from jobkit.checks import is_async
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from jobkit.interfaces import InterruptKind, Link, Outcome, Threads, Work
     from jobkit.model import Json, Progress
     from jobkit.registration import Registry
+
+
+LAST_WORDS_S: Final = 2.0
+"""How long the hook of a handler that was stopped by force may take."""
 
 
 class LoopPort:
@@ -80,6 +84,8 @@ class ThreadPort(LoopPort):
 class InlineExecutor:
     """Runs handlers on the event loop of whoever calls `run`."""
 
+    stoppable = True
+
     def __init__(self, registry: Registry, threads: Threads) -> None:
         self._registry, self._threads = registry, threads
 
@@ -87,11 +93,17 @@ class InlineExecutor:
         """Run one attempt to its end; cancelling the call cancels the handler."""
         turns = threading.Lock()
 
-        async def invoke(method: Callable[[Any], Any], pack: Callable[[], bytes]) -> Any:
+        async def call(method: Callable[..., Any], pack: Callable[[], bytes], rest: tuple[Any, ...]) -> Any:
             if is_async(method):
-                return await method(JobContext(work, LoopPort(link), pack))
+                return await method(JobContext(work, LoopPort(link), pack), *rest)
             view = BlockingJobContext(work, ThreadPort(link), pack, turns)
-            return await self._threads.run(lambda: method(view), f"jobkit {work.name} {work.job_id}")
+            return await self._threads.run(lambda: method(view, *rest), f"jobkit {work.name} {work.job_id}")
+
+        async def invoke(method: Callable[..., Any], pack: Callable[[], bytes], rest: tuple[Any, ...]) -> Any:
+            if not _stopped():
+                return await call(method, pack, rest)
+            with move_on_after(LAST_WORDS_S, shield=True):  # a hook of a handler that was stopped by force
+                return await call(method, pack, rest)
 
         return await perform(self._registry, work, link, invoke, _stopped)
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 class ThreadExecutor:
     """Runs each handler in a new thread that does not keep the process alive."""
 
+    stoppable = False
+
     def __init__(self, registry: Registry, threads: Threads) -> None:
         self._registry, self._threads = registry, threads
 
@@ -39,18 +41,30 @@ class ThreadExecutor:
         token = current_token()
         turns = threading.Lock()
 
-        async def invoke(method: Callable[[Any], Any], pack: Callable[[], bytes]) -> Any:
+        async def invoke(method: Callable[..., Any], pack: Callable[[], bytes], rest: tuple[Any, ...]) -> Any:
             if is_async(method):
-                return from_thread.run(method, JobContext(work, LoopPort(link), pack), token=token)
-            return _plain(method(BlockingJobContext(work, ThreadPort(link), pack, turns)))
+                return from_thread.run(method, JobContext(work, LoopPort(link), pack), *rest, token=token)
+            return _plain(method(BlockingJobContext(work, ThreadPort(link), pack, turns), *rest))
+
+        ended = left_behind = False
 
         def attempt() -> Outcome:
+            nonlocal ended
             try:
                 return drive(perform(self._registry, work, link, invoke))
             except BaseException as error:  # noqa: BLE001  the wall around a handler: sys.exit() ends a thread, no more
                 return Failed(failure_of(error))
+            finally:
+                ended = True
+                if left_behind:
+                    link.log("the thread that was left behind has ended", "info", {})
 
-        return await self._threads.run(attempt, f"jobkit {work.name} {work.job_id}")
+        try:
+            return await self._threads.run(attempt, f"jobkit {work.name} {work.job_id}")
+        finally:
+            if not ended:
+                left_behind = True
+                link.log("its thread can't be stopped and goes on; what it does now counts for nothing", "warning", {})
 
 
 def _plain(result: Any) -> Any:

@@ -46,10 +46,15 @@ class Ear:
 
 
 class Feed:
-    """Who hears what."""
+    """Who hears what.
+
+    Attributes:
+        attendant: Hears each transition before everybody else; it must not fail.
+    """
 
     def __init__(self, observers: Sequence[Observer] = ()) -> None:
         self._observers = observers
+        self.attendant: Observer | None = None
         self._ears: dict[str | None, set[ref[Ear]]] = {}
         self.queued: anyio.Event = anyio.Event()
 
@@ -75,6 +80,9 @@ class Feed:
         """Pass on what was committed."""
         if any(one.after.status is JobStatus.QUEUED for one in transitions):
             self.work_came()
+        if self.attendant is not None:
+            for transition in transitions:
+                self.attendant(transition)
         for observer in self._observers:
             for transition in transitions:
                 try:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from jobkit.interfaces import Ended
-    from jobkit.model import JobRecord
+    from jobkit.model import ControlOutcome, JobRecord
+    from jobkit.runtime.control import Control
     from jobkit.runtime.watch import Watch
 
 Out_co = TypeVar("Out_co", covariant=True)
@@ -35,9 +36,9 @@ class JobHandle(Generic[Out_co]):
         name: Its registered name; None for a handle that was made from a bare id, whose record tells.
     """
 
-    def __init__(self, watch: Watch, job_id: UUID, name: str | None = None) -> None:
+    def __init__(self, watch: Watch, control: Control, job_id: UUID, name: str | None = None) -> None:
         """Made by a manager; see `JobManager.handle`."""
-        self._watch = watch
+        self._watch, self._control = watch, control
         self.name: str | None = name
         self.id = job_id
 
@@ -104,6 +105,18 @@ class JobHandle(Generic[Out_co]):
                 raise JobLost(job_id)
             case _:
                 raise JobHeld(job_id, ended.reason)
+
+    async def pause(self, *, across_restarts: bool = False, wait: bool = False) -> ControlOutcome:
+        """Pause it; see `JobManager.pause`."""
+        return await self._control.pause(self.id, across_restarts=across_restarts, wait=wait)
+
+    async def resume(self, *, wait: bool = False) -> ControlOutcome:
+        """Let it go on after a pause; see `JobManager.resume`."""
+        return await self._control.resume(self.id, wait=wait)
+
+    async def cancel(self, *, wait: bool = False) -> ControlOutcome:
+        """Cancel it; see `JobManager.cancel`."""
+        return await self._control.cancel(self.id, wait=wait)
 
     def events(self, *, after: int | None = None, types: Iterable[str] | None = None) -> EventStream:
         """Follow the job's events: those stored, then those to come; ends when the job does.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 from urllib.parse import quote
 from uuid import UUID
 
@@ -23,6 +23,7 @@ from jobkit.interfaces import Insert, Store
 from jobkit.model import LOG_LEVELS
 from jobkit.registration import registry as global_registry
 from jobkit.runtime.clock import SystemClock, SystemIds, SystemThreads
+from jobkit.runtime.control import Control
 from jobkit.runtime.dispatch import DispatchOptions, check_options, new_job
 from jobkit.runtime.feed import Feed
 from jobkit.runtime.handle import EventStream, JobHandle
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from jobkit.filters import FilterFields
     from jobkit.interfaces import Clock, Ids, Middleware, Observer, Stored, Threads
     from jobkit.jobtype import JobType
-    from jobkit.model import Event, JobRecord, JobStats, JobStatus, LogLevel, Page
+    from jobkit.model import ControlOutcome, Event, JobRecord, JobStats, JobStatus, LogLevel, Page
     from jobkit.registration import Registry
 
 T = TypeVar("T")
@@ -65,6 +66,8 @@ class JobManager:
         queues: The queues to serve; None for all.
         node_name: How this node is called; the machine's name by default.
         work: False for a client, which prepares the schema, dispatches and watches, but runs and resumes nothing.
+        resume: What a start resumes unless another working manager is there: `"all"`, what was running and what is
+            paused, or `"interrupted"`, only what was running; as set by default.
         resources: What handlers find as `ctx.resources`.
         middleware: Wraps each attempt, outermost first.
         observers: Hear each transition that this process commits.
@@ -83,6 +86,7 @@ class JobManager:
         queues: Sequence[str] | None = None,
         node_name: str | None = None,
         work: bool = True,
+        resume: Literal["all", "interrupted"] | None = None,
         resources: Mapping[str, Any] | None = None,
         middleware: Sequence[Middleware] = (),
         observers: Sequence[Observer] = (),
@@ -91,6 +95,7 @@ class JobManager:
         threads: Threads | None = None,
     ) -> None:
         self._settings = settings if settings is not None else Settings()
+        self._resume = self._settings.resume if resume is None else _one_of_resume(resume)
         self._clock: Clock = clock or SystemClock()
         self._ids: Ids = ids or SystemIds()
         self._threads: Threads = threads or SystemThreads()
@@ -104,8 +109,10 @@ class JobManager:
         self._store, self._data_dir = self._place(store)
         self._feed = Feed(observers)
         self._watch = Watch(self._store, self._feed, self._clock, registry)
+        self._control = Control(self._watch, lambda: self._writer, lambda: self._data_dir)
         self._node: Node | None = None
         self._running = self._starting = False
+        self._all_saved = True
         self._stopped: anyio.Event | None = None
 
     def _place(self, store: str | Path | Store | None) -> tuple[Store, Path | None]:
@@ -200,31 +207,42 @@ class JobManager:
             settings=self._settings,
             concurrency=self._concurrency,
             queues=self._queues,
+            resume_paused=self._resume == "all",
             middleware=self._middleware,
         )
 
-    async def stop(self, grace: float | None = None) -> None:
+    async def stop(self, grace: float | None = None) -> bool:
         """Stop claiming, have running jobs reach a checkpoint, give them back, and close the database.
+
+        A second call while the first one waits shortens the wait, if it gives a grace of its own.
 
         Args:
             grace: How long handlers may take, in seconds, before they are stopped by force and resumed later from their
                 last checkpoint; the setting `grace_s` by default.
+
+        Returns:
+            Whether every running job was saved; False if the grace ran out.
         """
         if not self._running:
-            return
+            return True
         if self._stopped is not None:
+            if grace is not None and self._node is not None:
+                self._node.hurry(grace)
             await self._stopped.wait()
-            return
+            return self._all_saved
         self._stopped = anyio.Event()
+        self._all_saved = False
         try:
-            if self._node is not None:
-                await self._node.drain(self._settings.grace_s if grace is None else grace)
+            self._all_saved = self._node is None or await self._node.drain(
+                self._settings.grace_s if grace is None else grace
+            )
         finally:  # who cancels this call has no more patience: the grace is over
             with anyio.CancelScope(shield=True):
                 if self._node is not None:
                     await self._node.stop_working()
                 await self._close()
                 self._stopped.set()
+        return self._all_saved
 
     async def _close(self) -> None:
         self._running = False
@@ -340,7 +358,96 @@ class JobManager:
         stored: tuple[Stored, ...] = await self._writer.submit(Insert(tuple(new)))
         for kind, job in zip(types, jobs, strict=True):  # only now: what was refused may be changed and tried again
             kind.bind(job)
-        return [JobHandle(self._watch, UUID(one.id), job.name) for one, job in zip(stored, new, strict=True)]
+        return [self._handle(UUID(one.id), job.name) for one, job in zip(stored, new, strict=True)]
+
+    # ── control ──
+
+    async def pause(self, job_id: UUID | str, *, across_restarts: bool = False, wait: bool = False) -> ControlOutcome:
+        """Pause a job: a running one at its next checkpoint, with its state saved; any other one at once.
+
+        A handler that has not stopped when the setting `grace_s` is over is stopped by force, and goes on later from
+        its last checkpoint; one in a thread can't be, so the pause stays wanted until it comes to a checkpoint.
+
+        Args:
+            job_id: The job.
+            across_restarts: Whether it stays paused when a manager starts; by default a start resumes it.
+            wait: Whether to wait until a running handler has stopped.
+
+        Returns:
+            `"accepted"`: it is stored, whether or not anybody runs the job at this moment.
+
+        Raises:
+            IllegalTransition: It is held, finished, being cancelled, or running and not resumable.
+            InvalidJobId: Not a UUID.
+            JobNotFound: No job has that id.
+        """
+        return await self._control.pause(_uuid(job_id), across_restarts=across_restarts, wait=wait)
+
+    async def resume(self, job_id: UUID | str, *, wait: bool = False) -> ControlOutcome:
+        """Let a paused job go on: back to where it was, then claimed like any other. Takes back a wanted pause too.
+
+        Args:
+            job_id: The job.
+            wait: Whether to wait until a running handler has nothing more to do for it.
+
+        Returns:
+            `"accepted"`.
+
+        Raises:
+            IllegalTransition: It isn't paused.
+            InvalidJobId: Not a UUID.
+            JobNotFound: No job has that id.
+        """
+        return await self._control.resume(_uuid(job_id), wait=wait)
+
+    async def cancel(self, job_id: UUID | str, *, wait: bool = False) -> ControlOutcome:
+        """Cancel a job: a running one at its next checkpoint, any other one at once. It can't complete any more.
+
+        A handler that has not stopped when the setting `grace_s` is over is stopped by force; one in a thread is left
+        behind, and what it does from then on counts for nothing.
+
+        Args:
+            job_id: The job.
+            wait: Whether to wait until a running handler has stopped.
+
+        Returns:
+            `"accepted"`, or `"already_finished"`.
+
+        Raises:
+            InvalidJobId: Not a UUID.
+            JobNotFound: No job has that id.
+        """
+        return await self._control.cancel(_uuid(job_id), wait=wait)
+
+    async def release(self, job_id: UUID | str, *, wait: bool = False) -> ControlOutcome:
+        """Let a held job go on, its crashes forgiven. If what it was held for is not mended, it is held again.
+
+        Args:
+            job_id: The job.
+            wait: For likeness with the others: there is no handler to wait for.
+
+        Returns:
+            `"accepted"`.
+
+        Raises:
+            IllegalTransition: It isn't held.
+            InvalidJobId: Not a UUID.
+            JobNotFound: No job has that id.
+        """
+        return await self._control.release(_uuid(job_id), wait=wait)
+
+    async def delete(self, job_id: UUID | str) -> None:
+        """Delete a finished job with all that is known of it, and its folder.
+
+        Args:
+            job_id: The job.
+
+        Raises:
+            IllegalTransition: It isn't finished: cancel it first.
+            InvalidJobId: Not a UUID.
+            JobNotFound: No job has that id.
+        """
+        await self._control.delete(_uuid(job_id))
 
     # ── asking ──
 
@@ -353,7 +460,10 @@ class JobManager:
         Raises:
             InvalidJobId: Not a UUID.
         """
-        return JobHandle(self._watch, _uuid(job_id))
+        return self._handle(_uuid(job_id))
+
+    def _handle(self, job_id: UUID, name: str | None = None) -> JobHandle[Any]:
+        return JobHandle(self._watch, self._control, job_id, name)
 
     async def get(self, job_id: UUID | str) -> JobRecord:
         """Read one job.
@@ -493,6 +603,12 @@ def _at_least_one(concurrency: int) -> int:
         problem = f"{concurrency} is less than 1; write work=False for a manager that runs nothing"
         raise InvalidSettings({"concurrency": problem})
     return concurrency
+
+
+def _one_of_resume(word: str) -> str:
+    if word not in {"all", "interrupted"}:
+        raise InvalidSettings({"resume": f'{word!r}: write "all" or "interrupted"'})
+    return word
 
 
 def _names(queues: Sequence[str]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from jobkit.executors.thread import ThreadExecutor
 from jobkit.interfaces import Retire
 from jobkit.runtime.leases import Lease, new_life
 from jobkit.runtime.recovery import Recovery
+from jobkit.runtime.supervisor import Supervisor
 from jobkit.runtime.worker import Worker
 from jobkit.store.dialects import boot_id
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from jobkit.interfaces import Executor, Ids, Middleware, Store, Threads
+    from jobkit.lifecycle import Standing
     from jobkit.registration import Registry
     from jobkit.runtime.runner import Surroundings
     from jobkit.runtime.watch import Watch
@@ -56,6 +58,7 @@ class Node:
         settings: Settings,
         concurrency: int,
         queues: Sequence[str] | None,
+        resume_paused: bool,
         middleware: Sequence[Middleware],
     ) -> None:
         """Prepare; `begin` enters a life, `run` works.
@@ -70,6 +73,7 @@ class Node:
             settings: How long a lease holds, and how often to sweep.
             concurrency: How many attempts may run at once.
             queues: The queues to serve; None for all.
+            resume_paused: Whether a start resumes what people have paused.
             middleware: What wraps each attempt.
         """
         self._around, self._watch, self._store = around, watch, store
@@ -96,8 +100,23 @@ class Node:
             others=lambda: self._others_live,
             claimable=self._claimable,
         )
+        self.supervisor: Supervisor = Supervisor(
+            around=around,
+            running=self.worker.running,
+            asked=self._asked,
+            grace_s=settings.grace_s,
+            others=lambda: self._others_live,
+        )
         self.recovery: Recovery = Recovery(
-            store, around.writer, around.clock, watch.read, lambda: self.life, settings.lease_s, settings.sweep_s
+            store=store,
+            writer=around.writer,
+            clock=around.clock,
+            read=watch.read,
+            own_life=lambda: self.life,
+            versions=registry.versions,
+            lease_s=settings.lease_s,
+            sweep_s=settings.sweep_s,
+            resume_paused=resume_paused,
         )
 
     @property
@@ -149,10 +168,12 @@ class Node:
 
     async def run(self) -> None:
         """Work and sweep, until `drain` or `end` says otherwise."""
+        self._around.feed.attendant = self.supervisor.heard
         try:
             with self._scope:
                 async with anyio.create_task_group() as group:
                     group.start_soon(self.recovery.run)
+                    group.start_soon(self.supervisor.run)
                     group.start_soon(self.worker.run)
                     group.start_soon(self._go_on_living)
         except BaseExceptionGroup as group_error:
@@ -162,6 +183,7 @@ class Node:
             if not self._scope.cancel_called and self._lease is not None:  # the loop has ended under it
                 self._around.writer.post(Retire(self._lease.life.id))
                 self._lease.forsake()
+            self._around.feed.attendant = None
             self._over.set()
             self.recovery.swept.set()
 
@@ -178,17 +200,32 @@ class Node:
         return False
 
     async def _claimable(self) -> bool:
-        return await self._watch.read(self._store.claimable, self._registry.versions(), self._queues)
+        suspects = self.worker.takes_suspects
+        return await self._watch.read(self._store.claimable, self._registry.versions(), self._queues, suspects=suspects)
+
+    async def _asked(self) -> list[Standing]:
+        return [] if self.life is None else await self._watch.read(self._store.asked, self.life)
 
     # ── stopping ──
 
-    async def drain(self, grace_s: float) -> None:
-        """Claim nothing more, and give back what runs: at its next checkpoint, or by force when the grace is over."""
+    async def drain(self, grace_s: float) -> bool:
+        """Claim nothing more, and give back what runs: at its next checkpoint, or by force when the grace is over.
+
+        Args:
+            grace_s: How long to wait for handlers, in seconds.
+
+        Returns:
+            Whether all stopped by themselves.
+        """
         try:
             self._others_live = await self.recovery.others_live()
         except JobkitError:
             self._others_live = False
-        await self.worker.drain(grace_s)
+        return await self.worker.drain(grace_s)
+
+    def hurry(self, grace_s: float) -> None:
+        """Wait no longer than this from now on, where `drain` waits for handlers."""
+        self.worker.hurry(grace_s)
 
     async def stop_working(self) -> None:
         """End the loops; what can't be stopped is left behind."""

@@ -1,8 +1,14 @@
-"""Recovery: finds owners that are dead and puts their jobs back in the line.
+"""Recovery: finds owners that are gone and puts their jobs back in the line.
 
 It never starts a job. It notes which lives are over, and lets `lifecycle` decide on each job that such a life left
 behind: queued, usually, to be claimed like any other. A living owner's jobs are never touched: a life on this machine
-is proven dead by its lock, another one is taken for dead when its lease has run out.
+is proven dead by its lock or by another boot, one elsewhere is taken for dead when its lease has run out. A life that
+still has its lock but has let a whole lease pass in silence, as a stopped process does, has had its jobs too: it is
+given that long by this process's own clock, so that neither a set clock nor a suspended machine costs anybody a job.
+
+The first sweep is the start of a manager: unless another working one was there before it, it resumes the jobs that
+people have paused too. Every sweep also holds the jobs that no living node knows, and releases those that one knows
+again, so that they don't stand in the way of others.
 """
 
 from __future__ import annotations
@@ -19,32 +25,35 @@ from jobkit.lifecycle import Cause, Trigger
 from jobkit.model import JobStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from datetime import datetime
     from typing import Any
 
-    from jobkit.interfaces import Clock, Life, Store
+    from jobkit.interfaces import Clock, End, Ending, Life, Store
     from jobkit.lifecycle import Standing
     from jobkit.runtime.writer import Writer
 
 log: logging.Logger = logging.getLogger("jobkit.recovery")
 
 PORTION: Final = 500
-"""How many jobs are put back in one commit: the worker claims the first while the rest follow."""
+"""How many jobs are moved in one commit: the worker claims the first while the rest follow."""
 
 
 class Recovery:
     """Sweeps for dead owners, at the start and ever after."""
 
-    def __init__(  # noqa: PLR0917  in the order in which it uses them
+    def __init__(
         self,
+        *,
         store: Store,
         writer: Writer,
         clock: Clock,
         read: Callable[..., Awaitable[Any]],
         own_life: Callable[[], str | None],
+        versions: Callable[[], Mapping[str, int]],
         lease_s: float,
         sweep_s: float,
+        resume_paused: bool,
     ) -> None:
         """Prepare; `run` sweeps.
 
@@ -54,13 +63,17 @@ class Recovery:
             clock: Time between sweeps.
             read: Calls a reading function off the event loop.
             own_life: The id of the present life.
+            versions: What can be run here.
             lease_s: How long a lease holds: an owner is known to have lived when it began.
             sweep_s: Seconds between sweeps.
+            resume_paused: Whether a start resumes what people have paused.
         """
         self._store, self._writer, self._clock, self._read = store, writer, clock, read
-        self._own_life, self._sweep_s = own_life, sweep_s
+        self._own_life, self._versions, self._sweep_s = own_life, versions, sweep_s
         self._lease = timedelta(seconds=lease_s)
         self._seen: dict[str, datetime] = {}
+        self._heard: dict[str, tuple[datetime | None, float]] = {}
+        self._starting = resume_paused
         self.swept: anyio.Event = anyio.Event()
         self._due = anyio.Event()
 
@@ -91,26 +104,16 @@ class Recovery:
         Returns:
             How many jobs were put back.
         """
-        lives: list[Life] = await self._read(self._store.lives)
-        now = await self._read(self._store.now)
-        for life in lives:
-            over = life.id != self._own_life() and await self._read(self._is_over, life, now)
-            if over and await self._writer.submit(Retire(life.id)):
-                log.info("the life %s of node %s (process %s) is over", life.id, life.node, life.pid)
-            if over and life.lease_until is not None:
-                self._seen[life.id] = life.lease_until - self._lease
-        moved = 0
-        while orphans := await self._read(self._store.orphans, PORTION):
-            await self._look_up({job.life for job in orphans if job.life is not None} - self._seen.keys())
-            changes = [Change(job.id, self._cause(job), job) for job in orphans if job.status in _TRIGGER]
-            answers = await self._writer.submit_all(changes)
-            done = sum(not isinstance(answer, Exception) for answer in answers)
-            moved += done
-            if not done:
-                break
+        living = await self._retire_the_dead()
+        moved = await self._move(self._store.orphans, self._orphaned)
         self._seen.clear()
+        if self._starting and (own := self._own_life()) is not None:
+            if not any(life.working and life.id < own for life in living):  # ids tell who was there first
+                moved += await self._move(self._store.paused, _resumed)
+            self._starting = False
         if moved:
-            log.info("%s jobs of owners that are gone were put back in the line", moved)
+            log.info("%s jobs were put back in the line", moved)
+        await self._sort_out(living)
         return moved
 
     async def others_live(self) -> bool:
@@ -119,25 +122,100 @@ class Recovery:
         def found() -> bool:
             now = self._store.now()
             others = (life for life in self._store.lives() if life.working and life.id != self._own_life())
-            return any(not self._is_over(life, now) for life in others)
+            return any(self._ending(life, now) is None for life in others)
 
         return bool(await self._read(found))
 
-    async def _look_up(self, lives: set[str]) -> None:
-        """Learn when lives ended that somebody else has noted as over."""
-        if lives:
-            self._seen.update(await self._read(self._store.ended_at, list(lives)))
+    # ── lives ──
 
-    def _cause(self, job: Standing) -> Cause:
-        return Cause(_TRIGGER[job.status], seen_at=self._seen.get(job.life or ""))
+    async def _retire_the_dead(self) -> list[Life]:
+        """Note which lives are over; answer the others."""
+        lives: list[Life] = await self._read(self._store.lives)
+        now = await self._read(self._store.now)
+        living = []
+        for life in lives:
+            ending = None if life.id == self._own_life() else await self._read(self._ending, life, now)
+            if ending is None:
+                living.append(life)
+                continue
+            if await self._writer.submit(Retire(life.id, ending)):
+                log.info("the life %s of node %s (process %s) is over: %s", life.id, life.node, life.pid, ending)
+            if life.lease_until is not None:
+                self._seen[life.id] = life.lease_until - self._lease
+        self._heard = {life.id: self._heard[life.id] for life in living if life.id in self._heard}
+        return living
 
-    def _is_over(self, life: Life, now: datetime) -> bool:
-        dead = self._store.prove_dead(life)
-        return dead if dead is not None else life.lease_until is None or life.lease_until < now
+    def _ending(self, life: Life, now: datetime) -> Ending | None:
+        """How a life has ended; None if it has not, as far as can be told."""
+        expired = life.lease_until is None or life.lease_until < now
+        match self._store.fate(life):
+            case "crashed" | "rebooted" as death:
+                return death
+            case "alive":
+                return "expired" if self._is_silent(life) and expired else None
+            case "unknown":
+                return "expired" if expired else None
+
+    def _is_silent(self, life: Life) -> bool:
+        """Whether a life has not renewed its lease for as long as one holds, by this process's own clock."""
+        until, since = self._heard.get(life.id, (None, 0.0))
+        if until is None or until != life.lease_until:
+            self._heard[life.id] = life.lease_until, self._clock.monotonic()
+            return False
+        return self._clock.monotonic() - since >= self._lease.total_seconds()
+
+    # ── jobs ──
+
+    async def _move(
+        self,
+        find: Callable[[int], list[Standing]],
+        cause: Callable[[Standing, Mapping[str, End]], Cause | None],
+    ) -> int:
+        """Let a cause act on all jobs that are found, a portion at a time; answer how many it moved."""
+        moved = 0
+        while found := await self._read(find, PORTION):
+            ends: Mapping[str, End] = await self._read(self._store.ends, list({job.life for job in found if job.life}))
+            changes = [Change(job.id, why, job) for job in found if (why := cause(job, ends)) is not None]
+            answers = await self._writer.submit_all(changes)
+            done = sum(not isinstance(answer, Exception) for answer in answers)
+            moved += done
+            if not done:
+                break
+        return moved
+
+    def _orphaned(self, job: Standing, ends: Mapping[str, End]) -> Cause | None:
+        """What the end of its owner's life means for a job."""
+        if job.status is JobStatus.PAUSED:
+            return Cause(Trigger.RESUME)
+        if job.life is None or (end := ends.get(job.life)) is None:
+            return None
+        return Cause(
+            Trigger.OWNER_GONE,
+            seen_at=self._seen.get(job.life, end.at),
+            crashed=end.how == "crashed",
+            strike=end.blamed == job.id,
+        )
+
+    async def _sort_out(self, living: Sequence[Life]) -> None:
+        """Hold the jobs that no living node knows, and release those that one knows again."""
+        known = dict(self._versions())
+        for life in living:
+            if life.working:
+                for name, version in life.versions.items():
+                    known[name] = max(version, known.get(name, version))
+        if released := await self._move(lambda limit: self._store.known_again(known, limit), _known_again):
+            log.info("%s held jobs are known again and were released", released)
+        if held := await self._move(lambda limit: self._store.unknown(known, limit), _unknown):
+            log.warning("%s jobs are held: no living node knows their names and versions", held)
 
 
-_TRIGGER: Final = {
-    JobStatus.RUNNING: Trigger.OWNER_GONE,
-    JobStatus.ASSIGNED: Trigger.OWNER_GONE,
-    JobStatus.PAUSED: Trigger.RESUME,
-}
+def _resumed(_: Standing, __: object) -> Cause:
+    return Cause(Trigger.RESUME)
+
+
+def _known_again(_: Standing, __: object) -> Cause:
+    return Cause(Trigger.KNOWN)
+
+
+def _unknown(_: Standing, __: object) -> Cause:
+    return Cause(Trigger.UNLOADABLE, reason="unknown_job")

@@ -70,16 +70,23 @@ class Teller(Protocol):
     """The attempt that tells."""
 
     name: str
-    standing: Standing
     fenced: bool
+
+    @property
+    def standing(self) -> Standing:
+        """What is known of its job."""
+        ...
+
+    def learn(self, told: Standing) -> None:
+        """Take note of how its job stands, as far as that is newer."""
+        ...
 
 
 class Flush(NamedTuple):
-    """A write for the sake of what was told alone: its answer once it is there, and the standings around it."""
+    """A write for the sake of what was told alone: its answer once it is there, and the standing before it."""
 
     reply: Blocked
     before: Standing
-    after: Standing
 
 
 class Reports:
@@ -175,8 +182,8 @@ class Reports:
             return
         change = self._change(REPORT, now)
         job = self._attempt.standing
-        self._attempt.standing = after = advance(job, REPORT, self._clock.wall(), len(change.lines)).after
-        self._flush = Flush(self._writer.ask(change), job, after)
+        self._attempt.learn(advance(job, REPORT, self._clock.wall(), len(change.lines)).after)
+        self._flush = Flush(self._writer.ask(change), job)
 
     def _settled(self) -> bool:
         """Whether no write of the attempt is under way; what came of its own last one is learnt, if that is news.
@@ -187,12 +194,12 @@ class Reports:
             return False
         if self._flush is None:
             return True
-        reply, _, after = self._flush
+        reply = self._flush.reply
         if not reply.given.is_set():
             return False
         self._flush = None
-        if isinstance(reply.answer, Transition) and self._attempt.standing is after:
-            self._attempt.standing = reply.answer.after
+        if isinstance(reply.answer, Transition):
+            self._attempt.learn(reply.answer.after)
         return True
 
     # ── along with the attempt's writes ──

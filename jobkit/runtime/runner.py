@@ -66,7 +66,17 @@ class Surroundings:
 
 
 class Running:
-    """One attempt in progress; the executor's `Link`."""
+    """One attempt in progress; the executor's `Link`.
+
+    Attributes:
+        standing: What this process knows of the job.
+        scope: Cancelled to stop the handler by force.
+        stoppable: Whether that stops it, rather than leaving it behind.
+        stopping: Whether it is to stop for a shutdown.
+        fenced: Whether nothing that it says counts any more.
+        asked_at: When this process heard of what is wanted, in monotonic seconds.
+        over: Set at its end; None for as long as nobody waits for that.
+    """
 
     def __init__(self, claimed: Claimed, around: Surroundings) -> None:
         """Take hold of a job that was just claimed."""
@@ -84,9 +94,13 @@ class Running:
             around.node,
         )
         self.scope: anyio.CancelScope = anyio.CancelScope()
+        self.stoppable: bool = True
         self.stopping: bool = False
-        self._raised: InterruptKind | None = None
         self.fenced: bool = False
+        self.asked_at: float = 0.0
+        self.over: anyio.Event | None = None
+        self._raised: InterruptKind | None = None
+        self._learning = threading.Lock()
         self.reports: Reports = Reports(
             self, claimed, around.writer, around.feed, around.loop, around.clock, around.max_log_bytes
         )
@@ -103,6 +117,28 @@ class Running:
         """Let nothing that the handler says count any more."""
         self.fenced = True
 
+    def learn(self, told: Standing) -> None:
+        """Take note of how the job stands; from any thread.
+
+        The attempt's own writes and other people's requests may be heard of in any order: what is older of either never
+        takes the place of what is newer.
+        """
+        with self._learning:
+            known = self.standing
+            if told.event_seq < known.event_seq:
+                told = told._replace(
+                    event_seq=known.event_seq, wanted=known.wanted, across_restarts=known.across_restarts
+                )
+            if told.checkpoint_seq < known.checkpoint_seq:
+                told = told._replace(
+                    checkpoint_seq=known.checkpoint_seq, crash_count=known.crash_count, suspect=known.suspect
+                )
+            if told.wanted != known.wanted:
+                self.asked_at = self._around.clock.monotonic()
+            self.standing = told
+        if known.suspect and not told.suspect:
+            self._around.loop.post(self._around.feed.work_came)  # the next suspect may be claimed
+
     # ── checkpoints ──
 
     async def save(self, state: bytes) -> None:
@@ -111,7 +147,7 @@ class Running:
             change = self._checkpoint(state)
             with anyio.CancelScope(shield=True):  # the next checkpoint builds on what came of this one
                 try:
-                    self.standing = (await self._around.writer.submit(change)).after
+                    self.learn((await self._around.writer.submit(change)).after)
                 except LeaseLost:
                     self.fenced = True
                     raise
@@ -125,14 +161,13 @@ class Running:
         with self._one_blocking_save:
             change = self._checkpoint(state)
             try:
-                transition = self._around.writer.submit_blocking(change)
+                self.learn(self._around.writer.submit_blocking(change).after)
             except LeaseLost:
                 self.fenced = True
                 raise
             except JobkitError:
                 self.reports.not_saved(change)
                 raise
-            self.standing = transition.after
             self._stop_if_due(len(state))
 
     def _checkpoint(self, state: bytes) -> Change:
@@ -282,6 +317,7 @@ async def give_back(running: Running, others: Callable[[], bool]) -> None:
 def _last_change(running: Running, outcome: Outcome | None, others: Callable[[], bool]) -> Change | None:
     """What is to be written of an outcome, None if nothing; no outcome: the attempt was stopped by force."""
     job, progress = running.standing, running.reports.latest()
+    here = not running.stopping  # what it stops for may have been taken back meanwhile: this life goes on with it
     match outcome:
         case Completed(output=output, shown=shown):
             return Change(job.id, COMPLETE, job, output=(output, shown), progress=progress)
@@ -293,7 +329,6 @@ def _last_change(running: Running, outcome: Outcome | None, others: Callable[[],
             failure = Failure("Interrupt", "the handler raised an Interrupt of its own; nothing had asked it to stop")
             return Change(job.id, Cause(Trigger.FAIL), job, failure=failure, progress=progress)
         case Interrupted():
-            here = not running.stopping  # what it stopped for was taken back meanwhile: this life goes on with it
             return Change(job.id, Cause(Trigger.STOPPED, others=here or others()), job, progress=progress)
         case Fenced() if running.fenced:
             return None
@@ -301,4 +336,4 @@ def _last_change(running: Running, outcome: Outcome | None, others: Callable[[],
             failure = Failure("LeaseLost", "the handler or a middleware said so, but the attempt holds its job")
             return Change(job.id, Cause(Trigger.FAIL), job, failure=failure, progress=progress)
         case None:
-            return Change(job.id, Cause(Trigger.GRACE_OVER, others=others()), job, progress=progress)
+            return Change(job.id, Cause(Trigger.GRACE_OVER, others=here or others()), job, progress=progress)

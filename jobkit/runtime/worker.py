@@ -16,6 +16,7 @@ from jobkit.interfaces import Claim
 from jobkit.runtime import runner
 from jobkit.runtime.loops import EventReply
 from jobkit.runtime.runner import Running
+from jobkit.runtime.supervisor import FORCED_S
 from jobkit.runtime.writer import Entry
 
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ POLL_S: Final = 0.2
 
 FLUSH_S: Final = 0.25
 """How often it is looked for progress and lines of logs that nothing else has stored."""
-
-FORCED_S: Final = 5.0
-"""How long handlers that are stopped by force may take to clean up; what goes on after it is left behind."""
 
 LAST_WRITES_S: Final = 1.0
 """How long the last writes may take after that, if the database is away."""
@@ -92,6 +90,8 @@ class Worker:
         self._claiming = True
         self._asking = self._ordered = self._complaining = False
         self._queued = around.feed.queued
+        self._suspect: Running | None = None
+        self._until = 0.0
         self.running: dict[str, Running] = {}
 
     # ── the loops ──
@@ -120,6 +120,8 @@ class Worker:
                     running = Running(one, self._around)
                     if not self._claiming:
                         running.stop()
+                    if one.transition.after.suspect:
+                        self._suspect = running
                     self.running[one.transition.after.id] = running
                     group.start_soon(self._run_one, running, name=f"{one.name} {one.transition.after.id}")
 
@@ -132,7 +134,7 @@ class Worker:
         life, versions = self._life(), self._registry.versions()
         if life is None or not versions or not self._claiming:
             return None
-        return Claim(life, self._around.node, room, versions, self._queues)
+        return Claim(life, self._around.node, room, versions, self._queues, self.takes_suspects)
 
     async def _claim(self, room: int) -> list[Claimed]:
         self._queued = self._around.feed.queued  # before asking: what comes in after the answer is not to be missed
@@ -184,13 +186,20 @@ class Worker:
         return self._concurrency - len(self.running) if self._claiming else 0
 
     async def _run_one(self, running: Running) -> None:
+        executor = self._executor(running)
+        running.stoppable = executor is None or executor.stoppable
         try:
-            await runner.run(running, self._executor(running), self._middleware, self._others)
+            await runner.run(running, executor, self._middleware, self._others)
         except Exception:  # the wall around a handler: what went wrong here is ours, and must not stop the others
             log.exception("%s %s: its attempt broke off", running.name, running.standing.id)
         finally:
             if self.running.get(running.standing.id) is running:  # a new life may hold the job again by now
                 del self.running[running.standing.id]
+            if self._suspect is running:
+                self._suspect = None
+                self._around.feed.work_came()  # the next suspect may be claimed
+            if running.over is not None:
+                running.over.set()
             self._tell()
 
     def _tell(self) -> None:
@@ -210,6 +219,11 @@ class Worker:
                 running.reports.flush()
 
     # ── stopping ──
+
+    @property
+    def takes_suspects(self) -> bool:
+        """Whether a suspect may be claimed: one at a time, so that a crash can be laid at its door."""
+        return self._suspect is None or not self._suspect.standing.suspect
 
     @property
     def busy(self) -> bool:
@@ -258,10 +272,15 @@ class Worker:
             running.fence()
             running.scope.cancel()
 
+    def hurry(self, grace_s: float) -> None:
+        """Wait for handlers no longer than this from now on, where `drain` waits for them."""
+        self._until = min(self._until, self._around.clock.monotonic() + grace_s)
+        self._tell()
+
     async def _quiet(self, within_s: float) -> bool:
-        deadline = self._around.clock.monotonic() + within_s
+        self._until = self._around.clock.monotonic() + within_s
         while self.busy or self._ordered:  # an order that is being carried out brings jobs, which are to be given back
-            left = deadline - self._around.clock.monotonic()
+            left = self._until - self._around.clock.monotonic()
             if left <= 0:
                 return False
             await self._around.clock.wait(self._changed, left)

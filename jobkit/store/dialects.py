@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ClauseElement, Connection, Dialect, Engine, Table
 
-    from jobkit.interfaces import Hold, Life
+    from jobkit.interfaces import Fate, Hold, Life
 
 log: logging.Logger = logging.getLogger("jobkit.store")
 
@@ -110,8 +110,8 @@ class Database(Protocol):
         """Take a life's lock; None where there is none."""
         ...
 
-    def prove_dead(self, life: Life) -> bool | None:
-        """Whether a life is over: None if it can't be told."""
+    def fate(self, life: Life) -> Fate:
+        """What can be told from here of a life's process."""
         ...
 
     def forget(self, life: str) -> None:
@@ -314,6 +314,9 @@ class Sqlite:
                 (mode,) = driver.execute("PRAGMA journal_mode=WAL").fetchone()
                 if mode != "wal":
                     raise StoreUnavailable(f"{self.location} can't have a write-ahead log", "put it on a local disk")
+                # A process that was killed may have written a commit and not synced it. Recovery shows it as committed,
+                # and whoever finds it builds on it: it has to be safe before that. A checkpoint syncs the log first.
+                driver.execute("PRAGMA wal_checkpoint(PASSIVE)")
             driver.execute("PRAGMA foreign_keys=OFF")
             try:
                 with self._transaction(connection):
@@ -423,14 +426,20 @@ class Sqlite:
             raise StoreUnavailable(f"the lock of life {life} is taken", "give each manager a life of its own")
         return lock
 
-    def prove_dead(self, life: Life) -> bool | None:
+    def fate(self, life: Life) -> Fate:
         """Judge a life by its machine's boot and by its lock."""
         here = boot_id()
         if self.path is None or not life.boot_id or not here:
-            return None
+            return "unknown"
         if life.boot_id != here:
-            return True if life.host == platform.node() else None
-        return is_free(self._locks / f"{life.id}.lock")
+            return "rebooted" if life.host == platform.node() else "unknown"
+        match is_free(self._locks / f"{life.id}.lock"):
+            case True:
+                return "crashed"
+            case False:
+                return "alive"
+            case None:
+                return "unknown"
 
     def forget(self, life: str) -> None:
         """Remove the lock of a life that is noted as over."""

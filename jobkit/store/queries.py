@@ -14,13 +14,14 @@ import binascii
 import contextlib
 import json
 from datetime import UTC, datetime
+from itertools import product
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, exists, func, literal, or_, select, tuple_, union_all
+from sqlalchemy import ColumnElement, exists, func, literal, not_, or_, select, tuple_, union_all
 
 from jobkit.errors import InvalidFilter
-from jobkit.interfaces import Ended, Life
+from jobkit.interfaces import End, Ended, Life
 from jobkit.model import TERMINAL, Event, Failure, JobRecord, JobStats, JobStatus, Page
 from jobkit.store.schema import job_events, jobs, labels, lives, queues
 from jobkit.store.sql import STANDING, parsed, progress_of, runnable, standing_of, text_of, time_of
@@ -43,6 +44,9 @@ SAMPLE: Final = 100_000
 
 LEADERS: Final = 100
 """Of how many values each may be read from its own index; more are looked for among all jobs."""
+
+FIRST_IN_LINE: Final = 10_000
+"""Among how many of a queue's jobs, best first, unknown ones are looked for: the others move up."""
 
 MAX_SERIAL: Final = 2**63 - 1
 
@@ -191,21 +195,59 @@ class Queries:
         with self._database.reading() as connection:
             return [standing_of(row) for row in connection.execute(query)]
 
-    def ended_at(self, over: Sequence[str]) -> dict[str, datetime]:
-        """When these lives that are noted as over had ended at the latest."""
+    def ends(self, over: Sequence[str]) -> dict[str, End]:
+        """How these lives that are noted as over have ended."""
         until = func.min(lives.c.ended_at, lives.c.lease_until)  # who noted it may have come long after the lease's end
-        query = select(lives.c.id, until).where(lives.c.id.in_(over), lives.c.ended_at.is_not(None))
+        query = select(lives.c.id, until, lives.c.ended_how, lives.c.blamed)
         with self._database.reading() as connection:
-            return {life: at for life, text in connection.execute(query) if (at := time_of(text)) is not None}
+            found = connection.execute(query.where(lives.c.id.in_(over), lives.c.ended_at.is_not(None)))
+            return {life: End(at, how, blamed) for life, text, how, blamed in found if (at := time_of(text))}
 
-    def claimable(self, versions: Mapping[str, int], served: Sequence[str] | None) -> bool:
+    def paused(self, limit: int) -> list[Standing]:
+        """Paused jobs that a restart resumes, the oldest first."""
+        return self._standings(
+            jobs.c.status == JobStatus.PAUSED.value, jobs.c.across_restarts == 0, order=jobs.c.created_at, limit=limit
+        )
+
+    def asked(self, life: str) -> list[Standing]:
+        """Running jobs of a life of which something is wanted."""
+        return self._standings(jobs.c.life == life, jobs.c.wanted.is_not(None))
+
+    def unknown(self, versions: Mapping[str, int], limit: int) -> list[Standing]:
+        """Queued jobs of names or versions that are not among these, as far as they are among the first in line."""
+        found: list[Standing] = []
+        with self._database.reading() as connection:
+            for queue, suspect in product(connection.execute(select(queues.c.name)).scalars().all(), (0, 1)):
+                line = select(jobs.c.num).where(jobs.c.queue == queue, jobs.c.suspect == suspect)
+                first = line.where(jobs.c.rank.is_not(None)).order_by(jobs.c.rank).limit(FIRST_IN_LINE).subquery()
+                query = select(*STANDING).join(first, jobs.c.num == first.c.num)
+                query = query.where(not_(runnable(list(versions.items())))).limit(limit - len(found))
+                found.extend(standing_of(row) for row in connection.execute(query))
+        return found
+
+    def known_again(self, versions: Mapping[str, int], limit: int) -> list[Standing]:
+        """Jobs held as unknown whose names and versions are among these, the oldest first."""
+        return self._standings(
+            jobs.c.status == JobStatus.HELD.value, jobs.c.reason == "unknown_job", runnable(list(versions.items())),
+            order=jobs.c.created_at, limit=limit,
+        )  # fmt: skip
+
+    def _standings(
+        self, *where: ColumnElement[bool], order: ColumnElement[Any] | None = None, limit: int | None = None
+    ) -> list[Standing]:
+        query = select(*STANDING).where(*where).order_by(order).limit(limit)
+        with self._database.reading() as connection:
+            return [standing_of(row) for row in connection.execute(query)]
+
+    def claimable(self, versions: Mapping[str, int], served: Sequence[str] | None, *, suspects: bool = True) -> bool:
         """Whether a claim would find anything."""
         known = runnable(list(versions.items()))
+        kinds = (0, 1) if suspects else (0,)
         with self._database.reading() as connection:
             for queue in connection.execute(select(queues.c.name).where(queues.c.paused == 0)).scalars():
                 if served is None or queue in served:
-                    found = select(jobs.c.num).where(jobs.c.queue == queue, jobs.c.rank.is_not(None), known).limit(1)
-                    if connection.execute(found).first() is not None:
+                    ready = (jobs.c.queue == queue, jobs.c.suspect.in_(kinds), jobs.c.rank.is_not(None))
+                    if connection.execute(select(jobs.c.num).where(*ready, known).limit(1)).first() is not None:
                         return True
         return False
 

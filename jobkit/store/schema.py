@@ -80,6 +80,8 @@ jobs: Final = Table(
     Column("max_retries", Integer, nullable=False, server_default="0"),
     Column("retry_policy", Text),
     Column("crash_count", Integer, nullable=False, server_default="0"),
+    Column("suspect", Integer, nullable=False, server_default="0"),
+    Column("across_restarts", Integer, nullable=False, server_default="0"),
     Column("event_seq", Integer, nullable=False),
     Column("timeout_s", Float),
     # who has it
@@ -119,7 +121,7 @@ jobs: Final = Table(
     CheckConstraint("typeof(attempt) = 'integer'", name="ck_jobs_attempt_type").ddl_if(dialect="sqlite"),
 )
 
-Index("ix_jobs_claim", jobs.c.queue, jobs.c.rank, sqlite_where=jobs.c.rank.is_not(None))
+Index("ix_jobs_claim", jobs.c.queue, jobs.c.suspect, jobs.c.rank, sqlite_where=jobs.c.rank.is_not(None))
 Index("ix_jobs_due", jobs.c.scheduled_at, sqlite_where=jobs.c.status == "scheduled")
 Index("ix_jobs_life", jobs.c.life, sqlite_where=jobs.c.life.is_not(None))
 Index("ix_jobs_key", jobs.c.name, jobs.c.key, unique=True, sqlite_where=jobs.c.key.is_not(None))
@@ -195,7 +197,9 @@ lives: Final = Table(
     Column("started_at", Time, nullable=False),
     Column("lease_until", Time, nullable=False),
     Column("ended_at", Time),
+    Column("ended_how", String(8)),
+    Column("blamed", Id),
 )
-"""One row for each run of a manager."""
+"""One row for each run of a manager; `blamed` is the job that its crash counts against."""
 
 jobkit_version: Final = Table(VERSION_TABLE, metadata, Column("version_num", String(32), primary_key=True))

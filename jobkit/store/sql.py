@@ -14,7 +14,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Update, bindparam, case, false, func, select
+from sqlalchemy import ColumnElement, Update, bindparam, case, false, func, literal_column, select
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from jobkit.errors import SerializationError
@@ -172,7 +172,7 @@ def guard_row(job: Standing) -> Row:
 
 _MOVED: Final = (
     "status", "attempt", "wanted", "reason", "rank", "scheduled_at", "blockers", "retry_count", "crash_count",
-    "event_seq", "life", "running_since", "run_s", "completed_at",
+    "suspect", "across_restarts", "event_seq", "life", "running_since", "run_s", "completed_at",
 )  # fmt: skip
 
 
@@ -182,7 +182,8 @@ def moved_row(job: Standing, now: datetime, now_text: str) -> Row:
     return (
         status.value, job.attempt, job.wanted, job.reason,
         rank(now, job.priority) if status is JobStatus.QUEUED else None,
-        text_of(job.due_at), job.blockers, job.retry_count, job.crash_count, job.event_seq, job.life,
+        text_of(job.due_at), job.blockers, job.retry_count, job.crash_count, int(job.suspect),
+        int(job.across_restarts), job.event_seq, job.life,
         now_text if job.running_since is now else text_of(job.running_since),
         job.run_s, now_text if status in TERMINAL else None,
     )  # fmt: skip
@@ -190,7 +191,7 @@ def moved_row(job: Standing, now: datetime, now_text: str) -> Row:
 
 _TOLD: Final = ("log_bytes", "warnings", "progress_data", "progress", "progress_data")
 _FINISHED: Final = ("output", "output_data", "error", "error_message")
-_SAVED: Final = ("event_seq", "crash_count", "checkpoint_seq", "state_seq", "last_checkpoint_at", "state")
+_SAVED: Final = ("event_seq", "crash_count", "suspect", "checkpoint_seq", "state_seq", "last_checkpoint_at", "state")
 
 
 def _guard() -> list[ColumnElement[bool]]:
@@ -218,21 +219,23 @@ def _told() -> dict[str, ColumnElement[Any]]:
 
 STANDING: Final = (
     jobs.c.id, jobs.c.status, jobs.c.attempt, jobs.c.wanted, jobs.c.reason, jobs.c.resumable, jobs.c.priority,
-    jobs.c.blockers, jobs.c.scheduled_at, jobs.c.retry_count, jobs.c.crash_count, jobs.c.event_seq, jobs.c.life,
-    jobs.c.running_since, jobs.c.run_s, jobs.c.checkpoint_seq,
+    jobs.c.blockers, jobs.c.scheduled_at, jobs.c.retry_count, jobs.c.crash_count, jobs.c.suspect,
+    jobs.c.across_restarts, jobs.c.event_seq, jobs.c.life, jobs.c.running_since, jobs.c.run_s, jobs.c.checkpoint_seq,
 )  # fmt: skip
 """The columns of a `Standing`, in its order."""
 
 
 def standing_of(row: Sequence[Any]) -> Standing:
     """Read a `Standing` from the columns of `STANDING`."""
-    (job_id, status, attempt, wanted, reason, resumable, priority, blockers, due_at, retries, crashes, event_seq, life,
-     since, run_s, checkpoint_seq) = row  # fmt: skip
+    (job_id, status, attempt, wanted, reason, resumable, priority, blockers, due_at, retries, crashes, suspect, stays,
+     event_seq, life, since, run_s, checkpoint_seq) = row  # fmt: skip
     return Standing(
         job_id, JobStatus(status), attempt, wanted, reason, bool(resumable), priority, blockers, time_of(due_at),
-        retries, crashes, event_seq, life, time_of(since), run_s, checkpoint_seq,
+        retries, crashes, bool(suspect), bool(stays), event_seq, life, time_of(since), run_s, checkpoint_seq,
     )  # fmt: skip
 
+
+_ENDED: Final = ("ended_at", "ended_how", "blamed")
 
 _CLAIMED: Final = (
     jobs.c.name, jobs.c.version, jobs.c.params_data, jobs.c.state, jobs.c.metadata, jobs.c.progress,
@@ -270,7 +273,8 @@ def line_row(line: LogLine, seq: int, job: Standing, now: datetime) -> Row:
 def runnable(known: Sequence[tuple[Any, Any]]) -> ColumnElement[bool]:
     """Whether a job's name is among those known, and its version no newer; pairs of name and newest version."""
     # CASE is a flat list. A chain of ORs would be a tree as deep as it is long, and SQLite stops at a depth of 1,000.
-    return jobs.c.version <= case(*known, value=jobs.c.name) if known else false()
+    # Versions begin at 1, so that of an unknown name is never reached, and NOT turns no NULL into a job nobody finds.
+    return jobs.c.version <= case(*known, value=jobs.c.name, else_=literal_column("0")) if known else false()
 
 
 class Statements:
@@ -309,22 +313,28 @@ class Statements:
         self.keep: Statement = ready(kept, "job_id", "slot", "seq", "state", "at")
 
         alive = (lives.c.id == bindparam("at_life"), lives.c.ended_at.is_(None))
-        entered = tuple(column.name for column in lives.c if column.name != "ended_at")
+        entered = tuple(column.name for column in lives.c if column.name not in _ENDED)
         self.register: Statement = insert(lives, *entered)
         self.alive: Statement = ready(select(lives.c.id).where(*alive), "at_life")
         renewed = lives.update().where(*alive).values(lease_until=bindparam("lease_until"))
         self.renew: Statement = ready(renewed, "lease_until", "at_life")
-        ended = lives.update().where(*alive).values(ended_at=bindparam("ended_at"))
-        self.retire: Statement = ready(ended, "ended_at", "at_life")
+        ended = lives.update().where(*alive).ordered_values(*((lives.c[name], bindparam(name)) for name in _ENDED))
+        self.retire: Statement = ready(ended, *_ENDED, "at_life")
+        ran = select(jobs.c.id, jobs.c.suspect).where(
+            jobs.c.life == bindparam("life"), jobs.c.status == bindparam("status")
+        )
+        ran = ran.order_by(jobs.c.suspect.desc()).limit(bindparam("limit")).offset(bindparam("offset"))
+        self.running: Statement = ready(ran, "life", "status", "limit", "offset")
 
     def claim(self, known: int) -> Statement:
-        """Find the best claimable jobs of one queue among `known` pairs of name and newest version."""
+        """Find the best claimable jobs of one queue, suspects or others, among `known` pairs of name and version."""
         if known not in self._claims:
             pairs = [(f"name_{i}", f"version_{i}") for i in range(known)]
             found = (
                 select(*STANDING, *_CLAIMED, jobs.c.rank, jobs.c.num)
                 .where(
                     jobs.c.queue == bindparam("queue"),
+                    jobs.c.suspect == bindparam("suspect"),
                     jobs.c.rank.is_not(None),
                     runnable([(bindparam(name), bindparam(version)) for name, version in pairs]),
                 )
@@ -332,7 +342,7 @@ class Statements:
                 .limit(bindparam("room"))
                 .offset(bindparam("offset"))
             )
-            order = ("queue", *(name for pair in pairs for name in pair), "room", "offset")
+            order = ("queue", "suspect", *(name for pair in pairs for name in pair), "room", "offset")
             text = prepare(found, self._dialect.compiler, *order).text
             self._claims[known] = Statement(text.replace("FROM jobs", f"FROM jobs {self._dialect.claim_hint}", 1))
         return self._claims[known]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from jobkit.interfaces import Hold, Life, Write
+    from jobkit.interfaces import Fate, Hold, Life, Write
     from jobkit.store.dialects import Database
 
 _POINT = {
@@ -151,9 +151,9 @@ class SqlStore(Queries):
         """Take hold of a new life's lock; None where lives are judged by their leases alone."""
         return self._database.hold(life)
 
-    def prove_dead(self, life: Life) -> bool | None:
-        """Whether a life's process is gone: True if proven, False if alive, None if it can't be told from here."""
-        return self._database.prove_dead(life)
+    def fate(self, life: Life) -> Fate:
+        """What can be told from here of a life's process."""
+        return self._database.fate(life)
 
 
 def _point(write: Write) -> str:

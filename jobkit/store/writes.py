@@ -23,6 +23,7 @@ from jobkit.filters import label_text
 from jobkit.interfaces import Change, Claim, Claimed, Insert, Register, Renew, Retire, Stored
 from jobkit.lifecycle import Cause, Transition, Trigger, advance
 from jobkit.model import Failure, JobStatus
+from jobkit.policy import blame
 from jobkit.store.sql import (
     event_row,
     guard_row,
@@ -174,8 +175,14 @@ class Batch:
                 if self._sql.renew.one(self._connection, (text_of(until), life_id)).rowcount != 1:
                     raise LeaseLost(life_id, 0)
                 return until
-            case Retire(life=life_id):
-                return self._sql.retire.one(self._connection, (self._now_text, life_id)).rowcount == 1
+            case Retire(life=life_id, how=how):
+                blamed = self._blamed(life_id) if how == "crashed" else None
+                return self._sql.retire.one(self._connection, (self._now_text, how, blamed, life_id)).rowcount == 1
+
+    def _blamed(self, life: str) -> str | None:
+        """The job that a life's crash counts against: told now, while all that it ran still stand there as running."""
+        found = self._sql.running.one(self._connection, (life, "running", 2, 0)).all()
+        return blame([(job_id, bool(suspect)) for job_id, suspect in found])
 
     # ── changes ──
 
@@ -209,7 +216,7 @@ class Batch:
             state = change.state or b""
             seq = after.checkpoint_seq
             self.size += 2 * len(state)
-            saved = (after.event_seq, after.crash_count, seq, seq, self._now_text, state)
+            saved = (after.event_seq, after.crash_count, int(after.suspect), seq, seq, self._now_text, state)
             yield Planned(self._sql.save, (*saved, *told, *guard))
             if self._keep:
                 yield Planned(self._sql.keep, (before.id, seq % self._keep, seq, state, self._now_text))
@@ -312,18 +319,20 @@ class Batch:
         self._change(Change(job.id, Cause(Trigger.UNLOADABLE, reason="corrupt_state"), job, failure=failure))
 
     def _candidates(self, claim: Claim) -> list[Any]:
-        """The best claimable jobs of the queues served: one limited index read for each queue."""
+        """The best claimable jobs of the queues served: a limited index read for each, and one for their suspects."""
         if claim.room <= 0 or not claim.versions:
             return []
         statement = self._sql.claim(len(claim.versions))
         known = tuple(part for pair in claim.versions.items() for part in pair)
         found: list[Any] = []
-        queues = [row[0] for row in self._sql.queues.one(self._connection, ()) if not row[1]]
-        for queue in queues:
-            if claim.queues is None or queue in claim.queues:
-                found.extend(statement.one(self._connection, (queue, *known, claim.room, 0)).all())
-        if len(queues) > 1:
-            found.sort(key=lambda row: (row[-2], row[-1]))
+        suspects: list[Any] = []
+        for queue, paused in self._sql.queues.one(self._connection, ()):
+            if not paused and (claim.queues is None or queue in claim.queues):
+                found.extend(statement.one(self._connection, (queue, 0, *known, claim.room, 0)).all())
+                if claim.suspects:
+                    suspects.extend(statement.one(self._connection, (queue, 1, *known, 1, 0)).all())
+        found.extend(sorted(suspects, key=_place)[:1])
+        found.sort(key=_place)
         return found[: claim.room]
 
     # ── running what was planned ──
@@ -339,6 +348,12 @@ class Batch:
     def _tell(self, events: list[Row]) -> None:
         if events:
             self._sql.insert_event.many(self._connection, events)
+
+
+def _place(row: Row) -> tuple[int, int]:
+    """Where a candidate stands in line: its rank and, for equal ones, its number."""
+    rank, num = row[-2:]
+    return rank, num
 
 
 def _finished(change: Change, status: JobStatus) -> Row:

@@ -46,7 +46,7 @@ from jobkit.testing.fakes import FakeClock
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from jobkit.interfaces import Store, Write
+    from jobkit.interfaces import Ending, Store, Write
     from jobkit.model import Event, JobStats, Json, LogLevel
 
     MakeStore: TypeAlias = Callable[[], Store]
@@ -1094,6 +1094,106 @@ class StoreContract:
         bench.after(shut_down, Cause(Trigger.RESUME))
         assert bench.store.orphans(10) == []
         assert set(bench.claim_ids()) == {ours[0].id, ours[1].id}
+
+    # ── crashes ──
+
+    @pytest.mark.parametrize(("suspects", "others"), [(0, 0), (0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 2)])
+    def test_the_end_of_a_life_says_whom_its_crash_counts_against(
+        self, bench: Bench, suspects: int, others: int
+    ) -> None:
+        """G9: the job that ran alone or was the only suspect; told with the end itself, and for a crash alone."""
+        endings: tuple[Ending, ...] = ("crashed", "rebooted", "expired", "left")
+        for how in endings:
+            self.suspects(bench, suspects)
+            life = bench.new_life()
+            jobs = [one.transition.after for _ in range(suspects) for one in bench.claim(life=life)]
+            jobs += [bench.start(life=life) for _ in range(others)]
+            bench.complete(bench.start(life=life))
+            assert len(jobs) == suspects + others
+            assert bench.do(Retire(life, how)) is True
+            end = bench.store.ends([life, NOBODY])[life]
+            alone = how == "crashed" and (suspects == 1 or suspects + others == 1)
+            assert (end.how, end.blamed) == (how, jobs[0].id if alone else None)
+            for job in bench.store.orphans(99):
+                bench.complete(bench.claim(life=self.requeued(bench, job))[0].transition.after)
+
+    @staticmethod
+    def suspects(bench: Bench, number: int) -> list[str]:
+        """Store jobs that were running at a crash, and have them wait for their turn."""
+        jobs = [bench.add() for _ in range(number)]
+        for claimed in bench.claim():
+            bench.after(claimed.transition.after, Cause(Trigger.OWNER_GONE, crashed=True))
+        return jobs
+
+    @staticmethod
+    def requeued(bench: Bench, job: Standing) -> str:
+        """Put a job back in line, and answer a life that may claim it."""
+        bench.after(job, OWNER_GONE)
+        return bench.new_life()
+
+    def test_a_claim_takes_one_suspect_at_most(self, bench: Bench) -> None:
+        """G9: of the suspects the best one comes, whatever the queue, if one may come; the others in their order."""
+        suspects = self.suspects(bench, 3)
+        free = [bench.add(), bench.add(priority=Priority.HIGH)]
+        elsewhere = bench.add(queue="b")
+        claim = Claim(bench.life, "node", 9, {NAME: 1})
+        assert not bench.store.claimable({NAME: 1}, ("none",))
+        assert [one.transition.after.id for one in bench.do(claim._replace(room=1, suspects=False))] == [free[1]]
+        assert [one.transition.after.id for one in bench.do(claim)] == [suspects[0], free[0], elsewhere]
+        assert bench.do(claim._replace(suspects=False)) == []
+        assert not bench.store.claimable({NAME: 1}, None, suspects=False)
+        assert bench.store.claimable({NAME: 1}, None)
+        assert [[one.transition.after.id for one in bench.do(claim)] for _ in range(3)] == [
+            [suspects[1]], [suspects[2]], [],
+        ]  # fmt: skip
+
+    # ── what sweeps look for ──
+
+    def test_paused_jobs_that_a_restart_resumes(self, bench: Bench, clock: FakeClock) -> None:
+        """G8: whoever paused them, but for those that are to stay paused."""
+        expected = []
+        for stays in (False, True, False):
+            clock.advance(1)
+            job_id = bench.add()
+            bench.ask(job_id, Cause(Trigger.PAUSE, across_restarts=stays))
+            expected += [] if stays else [job_id]
+        job = bench.start()
+        bench.ask(job.id, Cause(Trigger.PAUSE, across_restarts=True))
+        assert [one.id for one in bench.store.paused(9)] == expected
+        shut_down = bench.after(bench.start(), Cause(Trigger.STOPPED))
+        bench.after(job, Cause(Trigger.STOPPED))
+        assert [one.id for one in bench.store.paused(9)] == [*expected, shut_down.id]
+        assert len(bench.store.paused(1)) == 1
+
+    def test_what_is_asked_of_a_lifes_jobs(self, bench: Bench) -> None:
+        """G7, G8: a life finds which of its running jobs something is wanted of, and nobody else's."""
+        ours, theirs = bench.new_life(), bench.new_life()
+        jobs = [bench.start(life=ours) for _ in range(3)]
+        other = bench.start(life=theirs)
+        for job, cause in ((jobs[0], PAUSE), (jobs[1], CANCEL), (other, CANCEL)):
+            bench.ask(job.id, cause)
+        assert sorted((one.id, one.wanted) for one in bench.store.asked(ours)) == sorted(
+            [(jobs[0].id, "pause"), (jobs[1].id, "cancel")]
+        )
+        bench.ask(jobs[0].id, Cause(Trigger.RESUME))
+        bench.after(jobs[1], Cause(Trigger.STOPPED))
+        assert bench.store.asked(ours) == []
+
+    def test_jobs_that_nobody_knows(self, bench: Bench) -> None:
+        """G10: queued jobs of unknown names and newer versions are found, and once held, when they are known again."""
+        known, unknown, newer = bench.add(), bench.add("unknown"), bench.add(version=2)
+        found = bench.store.unknown({NAME: 1}, 9)
+        assert {job.id for job in found} == {unknown, newer}
+        assert {job.id for job in bench.store.unknown({}, 9)} == {known, unknown, newer}
+        assert len(bench.store.unknown({}, 2)) == 2
+        for job in found:
+            bench.after(job, Cause(Trigger.UNLOADABLE, reason="unknown_job"))
+        bench.after(bench.start(), Cause(Trigger.UNLOADABLE, reason="corrupt_state"))
+        assert bench.store.unknown({NAME: 1}, 9) == []
+        assert bench.store.known_again({NAME: 1}, 9) == []
+        (again,) = bench.store.known_again({NAME: 2}, 9)
+        assert bench.after(again, Cause(Trigger.KNOWN)).status is JobStatus.QUEUED
+        assert {job.id for job in bench.store.known_again({NAME: 2, "unknown": 1}, 9)} == {unknown}
 
     # ── lists and figures ──
 

@@ -35,7 +35,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import anyio
 
 from jobkit import BlockingJobContext, Job, JobContext, JobManager, Settings, job, state
+from jobkit.runtime import node
 from jobkit.runtime.clock import SystemThreads
+from jobkit.store import dialects
 from jobkit.testing import kill_at
 from tests.crash.plans import Order, Plan
 
@@ -296,6 +298,10 @@ def carry_out(plan: Plan) -> None:
     effects = Log(folder / "effects.log", pipe, plan.get("weight", 1))
     client = Log(folder / "client.log", pipe, plan.get("weight", 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if "upkeep" in plan:
+        dialects.WAL_CHECKPOINT_ROWS, dialects.WAL_TRUNCATE_BYTES = plan["upkeep"]  # type: ignore[misc]
+    if "boot" in plan:
+        dialects.boot_id = node.boot_id = lambda: plan["boot"]  # type: ignore[attr-defined]
     if "fault" in plan:
         from tests.crash.faults import FAULTS
 

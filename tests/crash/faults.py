@@ -96,7 +96,7 @@ def mixed_state() -> None:
 
 def rescued_alive() -> None:
     """A living owner is taken for dead: the fence makes up for it."""
-    Sqlite.prove_dead = lambda self, life: True  # type: ignore[method-assign]  # noqa: ARG005
+    Sqlite.fate = lambda self, life: "crashed"  # type: ignore[method-assign]  # noqa: ARG005
 
 
 def fence_dropped() -> None:
@@ -118,7 +118,7 @@ def fence_dropped() -> None:
 
 def dead_not_proven() -> None:
     """Nobody is proven dead: a dead owner's jobs wait for its lease to run out."""
-    Sqlite.prove_dead = lambda self, life: None  # type: ignore[method-assign]  # noqa: ARG005
+    Sqlite.fate = lambda self, life: "unknown"  # type: ignore[method-assign]  # noqa: ARG005
 
 
 def finished_requeued() -> None:

@@ -12,7 +12,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import jobkit
@@ -45,15 +47,19 @@ def environment() -> dict[str, str]:
 
 
 class Nursery:
-    """Where children come from; see `children.py`."""
+    """Where children come from; see `children.py`.
 
-    def __init__(self) -> None:
+    Args:
+        beside: What they find in their environment beside the usual.
+    """
+
+    def __init__(self, beside: Mapping[str, str] = MappingProxyType({})) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-W", "error", str(PROGRAM)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment(),
+            env=environment() | dict(beside),
         )
 
     def ask(self, **question: object) -> Any:

@@ -19,6 +19,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgpack  # type: ignore[import-untyped]
+
 Line = dict[str, Any]
 
 TERMINAL = {"completed", "failed", "cancelled", "timed_out", "lost"}
@@ -54,6 +56,7 @@ def read(folder: Path, database: Path | None = None) -> History:
     """
     with closing(sqlite3.connect(database or folder / "jobs.db")) as connection:
         connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA synchronous=OFF")  # tidying up, too, is done on a copy
         has_tables = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'jobs'").fetchone()
 
         def rows(query: str) -> list[Line]:
@@ -246,6 +249,28 @@ def saved_is_stored(history: History) -> Iterator[str]:
             yield f"G4: {job}: attempt {attempts[job]} has run, and the row says {row['attempt']}"
 
 
+def states_whole(history: History) -> Iterator[str]:
+    """G3, G17: a stored state is one that was saved, and none older than the acknowledged."""
+    saved: dict[str, int] = defaultdict(int)
+    for line in history.effects:
+        if line["what"] == "saved":
+            saved[line["job"]] = max(saved[line["job"]], line["step"])
+    for job, row in history.jobs.items():
+        state: Line = {"done": 0, "trail": [], "pad": b""}
+        owner = job
+        if row["state"] is not None:
+            try:
+                _, owner, _, _, state, _ = msgpack.unpackb(row["state"])
+            except ValueError as error:
+                yield f"G17: {job}: its stored state can't be read: {error}"
+                continue
+        done, pad = state["done"], bytes([state["done"] % 256]) * json.loads(row["params"])["size"]
+        if (owner, len(state["trail"]), state["pad"]) != (job, done, pad if done else b""):
+            yield f"G3: {job}: its stored state, of step {done}, is put together of several"
+        if done < saved[job]:
+            yield f"G3: {job}: step {saved[job]} was acknowledged, and the stored state is of step {done}"
+
+
 def undamaged(history: History) -> Iterator[str]:
     """The database is whole."""
     for damage in history.damage:
@@ -295,5 +320,5 @@ def all_over(history: History) -> Iterator[str]:
             yield f"G6: the life {life['id']} of process {life['pid']} is not noted as over"
 
 
-ALWAYS = (dispatches_kept, one_job_a_key, finished_stays, events_in_order, saved_is_stored, undamaged)
+ALWAYS = (dispatches_kept, one_job_a_key, finished_stays, events_in_order, saved_is_stored, states_whole, undamaged)
 AT_REST = (all_completed, results_right, all_over)

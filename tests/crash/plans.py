@@ -32,6 +32,8 @@ class Plan(TypedDict, total=False):
         concurrency: How many attempts run at once.
         sweep_s: How often it looks for dead owners.
         full: Whether each commit waits for the disk, as it does by default: a power loss would tell, no SIGKILL can.
+        upkeep: After how many rows, and above how many bytes, SQLite's log is moved into the database, and cut short.
+        boot: The boot that it takes this to be of its machine, as after a power loss; the true one by default.
         eager: Whether its lease is renewed all the time.
         pipe: A pipe that is told of each line, so that somebody can wait for it.
         weight: How many bytes the pipe gets for each line: many bytes fill it soon, and no line is written until they
@@ -50,6 +52,8 @@ class Plan(TypedDict, total=False):
     concurrency: int
     sweep_s: float
     full: bool
+    upkeep: tuple[int, int]
+    boot: str
     eager: bool
     pipe: str
     weight: int

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import msgpack  # type: ignore[import-untyped]
 import pytest
 
 from tests.crash.harness import Arena
@@ -123,6 +124,12 @@ def _event(seq: int, kind: str, status: str, job: str = A) -> Line:
     return {"job_id": job, "seq": seq, "type": kind, "status": status}
 
 
+def _state(done: int, trail: list[int], job: str = A, pad: bytes = b"") -> bytes:
+    """A state as it is stored; any reader of MessagePack can open it."""
+    packed: bytes = msgpack.packb([1, job, 1, 0, {"done": done, "trail": trail, "pad": pad}, {}])
+    return packed
+
+
 def _good() -> History:
     """A job of three steps that was killed after its second checkpoint, and went on."""
     effects = [
@@ -144,9 +151,9 @@ def _good() -> History:
         {"what": "result", "nonce": "n", "job": A, "result": [1, 1, 2]},
     ]
     row = {
-        "id": A, "name": "Count", "key": "k", "params": json.dumps({"nonce": "n", "steps": 3, "trap": ""}),
+        "id": A, "name": "Count", "key": "k", "params": json.dumps({"nonce": "n", "steps": 3, "size": 0, "trap": ""}),
         "status": "completed", "reason": None, "wanted": None, "rank": None, "life": None, "attempt": 2, "event_seq": 5,
-        "checkpoint_seq": 3, "output": "[1,1,2]", "error_message": None,
+        "checkpoint_seq": 3, "output": "[1,1,2]", "error_message": None, "state": _state(3, [1, 1, 2]),
     }  # fmt: skip
     events = [
         _event(1, "created", "queued"),
@@ -173,7 +180,7 @@ BREACHES: dict[str, tuple[Spoil, str]] = {
         "G1: b has run (begin), but is not stored",
     ),
     "a job with another's parameters": (
-        lambda h: h.jobs[A].update(params=json.dumps({"nonce": "m", "steps": 3, "trap": ""})),
+        lambda h: h.jobs[A].update(params=json.dumps({"nonce": "m", "steps": 3, "size": 0, "trap": ""})),
         "G1: a is stored with other parameters than n was dispatched with",
     ),
     "two jobs for a key": (
@@ -268,6 +275,30 @@ BREACHES: dict[str, tuple[Spoil, str]] = {
     "fewer checkpoints than acknowledged": (
         lambda h: h.jobs[A].update(checkpoint_seq=2),
         "G3: a: step 3 was acknowledged, and 2 checkpoints are stored",
+    ),
+    "a state older than acknowledged": (
+        lambda h: h.jobs[A].update(state=_state(2, [1, 1])),
+        "G3: a: step 3 was acknowledged, and the stored state is of step 2",
+    ),
+    "no state, though one was acknowledged": (
+        lambda h: h.jobs[A].update(state=None),
+        "G3: a: step 3 was acknowledged, and the stored state is of step 0",
+    ),
+    "a state of two": (
+        lambda h: h.jobs[A].update(state=_state(3, [1, 1])),
+        "G3: a: its stored state, of step 3, is put together of several",
+    ),
+    "a state with another's bytes": (
+        lambda h: h.jobs[A].update(state=_state(3, [1, 1, 2], pad=b"\2")),
+        "G3: a: its stored state, of step 3, is put together of several",
+    ),
+    "another job's state": (
+        lambda h: h.jobs[A].update(state=_state(3, [1, 1, 2], job="b")),
+        "G3: a: its stored state, of step 3, is put together of several",
+    ),
+    "a torn state": (
+        lambda h: h.jobs[A].update(state=_state(3, [1, 1, 2])[:-4]),
+        "G17: a: its stored state can't be read: Unpack failed: incomplete input",
     ),
     "fewer attempts than have run": (
         lambda h: h.jobs[A].update(attempt=1),

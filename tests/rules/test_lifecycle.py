@@ -28,6 +28,8 @@ PAST: Final = NOW - timedelta(seconds=90)
 FUTURE: Final = NOW + timedelta(hours=1)
 
 WANTS: Final[tuple[Wanted | None, ...]] = (None, "pause", "cancel")
+CRASHES: Final = ((False, False), (True, False), (True, True))
+"""Whether the owner crashed, and whether that counts against the job; what is no crash never counts."""
 BLAMES: Final[tuple[Blame, ...]] = ("hold", "cancel", "run")
 
 OPEN: Final = ("scheduled", "waiting", "queued", "assigned", "running", "paused", "held")
@@ -37,13 +39,16 @@ FINAL: Final = ("completed", "failed", "cancelled", "timed_out", "lost")
 #
 # A cell is a list of rules, "outcome if fact and fact", divided by ";": the first whose facts all hold applies. An
 # outcome is a status, or one of noted, ignored, refused, fenced, removed; then what else changes:
-#   :word        the reason (":given" is the cause's own)    says X      the event, where it isn't the new status
+#   :word        the reason (":given" is the cause's own,    says X      the event, where it isn't the new status
+#                ":same" the job's)
 #   +attempt     the attempt is raised                       quietly     no event
 #   +retry       one more retry, due when the cause says     +strike     the death is counted, if it is a strike
 #   unblocked    nothing is waited for any more              forgiven    strikes are forgotten
 #   rewait       waits for what the cause says               keeps-life  the life stays noted
 #   redue        due when the cause says                     wants=X     X is wanted from now on
-#   +checkpoint  one more checkpoint
+#   +checkpoint  one more checkpoint                         cleared     it is no suspect any more
+#   stays        outlasts a restart if the cause says so
+# A crash makes a suspect, also where it is no strike; only a pause can outlast a restart; what is over is no suspect.
 
 ATTEMPT: Final = dict.fromkeys(["scheduled", "waiting", "queued", "assigned", "paused", "held", "terminal"], "fenced")
 """Only the attempt that holds the job may speak for it."""
@@ -84,7 +89,7 @@ EXPECTED: Final[Mapping[str, Mapping[str, str]]] = {
         "assigned": "running says started",
         "running": "refused", "paused": "refused", "held": "refused", "terminal": "refused",
     },
-    "checkpoint": ATTEMPT | {"running": "noted forgiven +checkpoint"},
+    "checkpoint": ATTEMPT | {"running": "noted forgiven cleared +checkpoint"},
     "report": ATTEMPT | {"running": "noted"},
     "suspend": ATTEMPT | {
         "running": "cancelled rewait redue if to-cancel; paused:user rewait redue if to-pause; "
@@ -93,19 +98,19 @@ EXPECTED: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "complete": ATTEMPT | {"running": "cancelled if to-cancel; completed"},
     "fail": ATTEMPT | {
-        "running": "cancelled if to-cancel; failed if no-retry; paused:user +retry if to-pause; "
-                   "scheduled +retry says retried",
+        "running": "cancelled if to-cancel; failed if no-retry; paused:user +retry forgiven cleared if to-pause; "
+                   "scheduled +retry forgiven cleared says retried",
     },
     "time-out": ATTEMPT | {
-        "running": "cancelled if to-cancel; timed_out if no-retry; paused:user +retry if to-pause; "
-                   "scheduled +retry says retried",
+        "running": "cancelled if to-cancel; timed_out if no-retry; paused:user +retry forgiven cleared if to-pause; "
+                   "scheduled +retry forgiven cleared says retried",
     },
     "pause": {
-        "scheduled": "paused:user", "waiting": "paused:user", "queued": "paused:user",
-        "assigned": "paused:user +attempt",
-        "running": "refused if fragile; refused if to-cancel; noted if to-pause; "
-                   "noted wants=pause says pause_requested",
-        "paused": "paused:user quietly if by-user; paused:user",
+        "scheduled": "paused:user stays", "waiting": "paused:user stays", "queued": "paused:user stays",
+        "assigned": "paused:user stays +attempt",
+        "running": "refused if fragile; refused if to-cancel; noted if to-pause and stays-so; "
+                   "noted wants=pause stays says pause_requested",
+        "paused": "paused:user quietly if by-user and stays-so; paused:user stays",
         "held": "refused", "terminal": "refused",
     },
     "saved and stopped": ATTEMPT | {
@@ -141,6 +146,13 @@ EXPECTED: Final[Mapping[str, Mapping[str, str]]] = {
         "running": "cancelled if to-cancel; held:given",
         "paused": "ignored", "held": "ignored", "terminal": "ignored",
     },
+    "known again": {
+        "scheduled": "ignored", "waiting": "ignored", "queued": "ignored", "assigned": "ignored", "running": "ignored",
+        "paused": "ignored",
+        "held": "held:same quietly if otherwise-held; waiting says released if blocked; "
+                "scheduled says released if later; queued says released",
+        "terminal": "ignored",
+    },
     "release": {
         "scheduled": "refused", "waiting": "refused", "queued": "refused", "assigned": "refused",
         "running": "refused", "paused": "refused",
@@ -167,6 +179,8 @@ FACTS: Final[Mapping[str, Callable[[Standing, Cause, datetime], bool]]] = {
     "fragile": lambda job, _cause, _now: not job.resumable,
     "blocked": lambda job, _cause, _now: job.blockers > 0,
     "later": lambda job, _cause, now: job.due_at is not None and job.due_at > now,
+    "stays-so": lambda job, cause, _now: job.across_restarts == cause.across_restarts,
+    "otherwise-held": lambda job, _cause, _now: job.reason != "unknown_job",
     "by-user": lambda job, _cause, _now: job.reason == "user",
     "to-wait": lambda _job, cause, _now: cause.blockers > 0,
     "until-later": lambda _job, cause, now: cause.due_at is not None and cause.due_at > now,
@@ -205,8 +219,10 @@ def foretell(job: Standing, cause: Cause, now: datetime) -> tuple[str, Standing,
     event = None if word == "noted" else word
     if word != "noted":
         new = {"status": JobStatus(word), "wanted": None, "reason": reason or None, "life": None, "running_since": None}
-        if reason == "given":
-            new["reason"] = cause.reason
+        if reason in {"given", "same"}:
+            new["reason"] = cause.reason if reason == "given" else job.reason
+        new["across_restarts"] = job.across_restarts and word == "paused"
+        new["suspect"] = job.suspect and word not in FINAL
         if word in {"assigned", "running"}:
             new["life"] = cause.life
         if word == "running":
@@ -217,14 +233,19 @@ def foretell(job: Standing, cause: Cause, now: datetime) -> tuple[str, Standing,
         "+attempt": {"attempt": job.attempt + 1},
         "+checkpoint": {"checkpoint_seq": job.checkpoint_seq + 1},
         "+retry": {"retry_count": job.retry_count + 1, "due_at": cause.due_at},
-        "+strike": {"crash_count": job.crash_count + (1 if cause.strike else 0)},
+        "+strike": {
+            "crash_count": job.crash_count + (1 if cause.strike else 0),
+            "suspect": (job.suspect or cause.crashed) and word not in FINAL,
+        },
         "forgiven": {"crash_count": 0},
+        "cleared": {"suspect": False},
+        "stays": {"across_restarts": cause.across_restarts},
         "keeps-life": {"life": job.life},
         "redue": {"due_at": cause.due_at},
         "rewait": {"blockers": cause.blockers},
         "unblocked": {"blockers": 0},
-        "wants=None": {"wanted": None},
-        "wants=cancel": {"wanted": "cancel"},
+        "wants=None": {"wanted": None, "across_restarts": False},
+        "wants=cancel": {"wanted": "cancel", "across_restarts": False},
         "wants=pause": {"wanted": "pause"},
     }
     words = iter(rest)
@@ -279,6 +300,12 @@ def oddities(job: Standing) -> Iterator[str]:
         yield "a reason is given if and only if the job is paused or held"
     if (status == "paused") != (job.reason in {"user", "shutdown"}):
         yield "a pause is by the user or by a shutdown"
+    if job.across_restarts and status != "paused" and job.wanted != "pause":
+        yield "what is not to be paused outlasts a restart"
+    if job.across_restarts and job.reason == "shutdown":
+        yield "a shutdown's pause outlasts a restart"
+    if job.suspect and status in FINAL:
+        yield "what is over is a suspect"
     if job.blockers and status in {"queued", "assigned", "running"}:
         yield "a job that still waits for something is ready or runs"
     if not job.blockers and status == "waiting":
@@ -288,14 +315,15 @@ def oddities(job: Standing) -> Iterator[str]:
 def standings(status: JobStatus) -> Iterator[Standing]:
     """All the standings with a status that differ in a fact that matters."""
     running = status is JobStatus.RUNNING
-    for wanted, resumable, reason, blockers, due_at, crashes, since in product(
-        WANTS, (True, False), (None, "user", "shutdown", "crash_loop"), (0, 2),
-        (None, NOW, FUTURE), (1, 2), (PAST, FUTURE) if running else (None,),
+    for wanted, resumable, reason, blockers, due_at, (crashes, suspect), stays, since in product(
+        WANTS, (True, False), (None, "user", "shutdown", "crash_loop", "unknown_job"), (0, 2),
+        (None, NOW, FUTURE), ((1, False), (2, True)), (False, True), (PAST, FUTURE) if running else (None,),
     ):  # fmt: skip
         held = status in {JobStatus.ASSIGNED, JobStatus.RUNNING} or reason == "shutdown"
         job = Standing(
             id="job-1", status=status, attempt=3, wanted=wanted, reason=reason, resumable=resumable, priority=7,
             blockers=blockers, due_at=due_at, retry_count=1, crash_count=crashes, event_seq=7, checkpoint_seq=4,
+            suspect=suspect, across_restarts=stays,
             life="life-1" if held else None, running_since=since, run_s=10.0,
         )  # fmt: skip
         if not any(oddities(job)):
@@ -305,14 +333,20 @@ def standings(status: JobStatus) -> Iterator[Standing]:
 def causes(trigger: Trigger, status: JobStatus) -> Iterator[Cause]:
     """All the ways in which a trigger may come; where no fact may matter, the two that have nothing in common."""
     plain = Cause(trigger, life="life-2")
-    busy = Cause(trigger, "life-2", "corrupt_state", FUTURE, 1, "run", others=True, strike=True)
+    busy = Cause(
+        trigger, "life-2", "corrupt_state", FUTURE, 1, "run",
+        others=True, across_restarts=True, crashed=True, strike=True,
+    )  # fmt: skip
     if cell_of(trigger.value, status.value) in {"ignored", "refused", "fenced", "removed", "noted", "noted unblocked"}:
         yield from (plain, busy)
         return
-    for due_at, blockers, blame, others, strike, reason in product(
-        (None, NOW, FUTURE), (0, 1), BLAMES, (False, True), (False, True), (None, "corrupt_state")
+    for due_at, blockers, blame, others, (crashed, strike), reason in product(
+        (None, NOW, FUTURE), (0, 1), BLAMES, (False, True), CRASHES, (None, "corrupt_state")
     ):
-        yield replace(plain, due_at=due_at, blockers=blockers, blame=blame, others=others, strike=strike, reason=reason)
+        yield replace(
+            plain, due_at=due_at, blockers=blockers, blame=blame, reason=reason,
+            others=others, across_restarts=others, crashed=crashed, strike=strike,
+        )  # fmt: skip
 
 
 PAIRS: Final = [
@@ -555,8 +589,29 @@ def test_strikes_are_counted_whatever_was_wanted():
 
 
 def test_a_checkpoint_forgives_strikes():
-    """G9: only deaths without a newer checkpoint between them add up."""
-    assert advance(running(crash_count=2), Cause(Trigger.CHECKPOINT), NOW).after.crash_count == 0
+    """G9: only deaths without a newer checkpoint between them add up, and what is saved is no suspect any more."""
+    saved = advance(running(crash_count=2, suspect=True), Cause(Trigger.CHECKPOINT), NOW).after
+    assert (saved.crash_count, saved.suspect) == (0, False)
+
+
+def test_a_handler_that_ends_by_itself_breaks_the_row():
+    """G9: strikes are crashes in a row; an attempt that merely failed, and is retried, ends the row."""
+    retried = advance(running(crash_count=2, suspect=True), Cause(Trigger.FAIL, due_at=FUTURE), NOW).after
+    assert (retried.status, retried.crash_count, retried.suspect) == (JobStatus.SCHEDULED, 0, False)
+
+
+def test_a_pause_across_restarts_is_asked_for_anew():
+    """G8: whoever pauses again says whether it outlasts a restart, and each change of that is told by an event."""
+    job = running()
+    for stays in (False, True, True, False):
+        before, job = job, advance(job, Cause(Trigger.PAUSE, across_restarts=stays), NOW).after
+        assert (job.wanted, job.across_restarts) == ("pause", stays)
+        assert (job.event_seq > before.event_seq) == ((before.wanted, before.across_restarts) != ("pause", stays))
+    job = advance(
+        advance(job, Cause(Trigger.PAUSE, across_restarts=True), NOW).after, Cause(Trigger.STOPPED), NOW
+    ).after
+    assert (job.status, job.reason, job.across_restarts) == (JobStatus.PAUSED, "user", True)
+    assert not advance(job, Cause(Trigger.RESUME), NOW).after.across_restarts
 
 
 # ── walks ──
@@ -611,6 +666,8 @@ STEPS: Final = st.lists(
             blockers=st.integers(0, 2),
             blame=st.sampled_from(BLAMES),
             others=st.booleans(),
+            across_restarts=st.booleans(),
+            crashed=st.booleans(),
             strike=st.booleans(),
         ),
         seconds=st.floats(-600, 3600),
@@ -719,6 +776,8 @@ def random_step(random: Random) -> Step:
         blockers=random.randint(0, 2),
         blame=random.choice(BLAMES),
         others=random.random() < 0.5,
+        across_restarts=random.random() < 0.5,
+        crashed=random.random() < 0.9,
         strike=random.random() < 0.9,
     )
     return Step(random.random() < 0.2, random.randrange(1000), cause, random.uniform(-600, 1800))

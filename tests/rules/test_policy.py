@@ -9,7 +9,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from jobkit.model import Priority
-from jobkit.policy import AGEING_S, STRIKES, rank
+from jobkit.policy import AGEING_S, STRIKES, blame, rank
 
 NOW: Final = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MICROSECOND: Final = timedelta(microseconds=1)
@@ -105,3 +105,13 @@ def test_any_integer_is_a_priority(ready_at: datetime, priority: int):
 def test_three_strikes():
     """G9: a job that kills its worker three times in a row is held."""
     assert STRIKES == 3
+
+
+def test_a_crash_is_blamed_on_whoever_stands_alone():
+    """G9: a strike is a crash while a job was the only one running, or the only suspect running; never a guess."""
+    assert blame([]) is None
+    assert blame([("a", False)]) == "a"
+    assert blame([("a", True)]) == "a"
+    assert blame([("a", False), ("b", False)]) is None
+    assert blame([("a", True), ("b", False), ("c", False)]) == "a"
+    assert blame([("a", True), ("b", True)]) is None

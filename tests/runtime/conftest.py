@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from jobkit.runtime import reports
 from jobkit.runtime.worker import FLUSH_S
 from jobkit.testing import FakeClock, FakeThreads
-from tests.runtime.kit import Gate, Listener, store_at, until
+from tests.runtime.kit import WAITING, Gate, Listener, store_at, until
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +53,7 @@ def listener() -> Listener:
 
 
 @pytest.fixture
-def clock():
+def clock() -> FakeClock:
     """Time that the test moves."""
     return FakeClock()
 
@@ -63,9 +64,13 @@ def timed(clock):
     return {"clock": clock, "threads": FakeThreads(clock), "lease_s": 3_600.0}
 
 
+def _longer(looks: list[reports.Reports], than: int) -> bool:
+    return len(looks) > than
+
+
 @pytest.fixture
 def pass_looks(monkeypatch, clock):
-    """Lets so many of a worker's looks for what its only attempt holds back go by in fake time, with what they write."""
+    """Lets so many of a worker's looks for what its only attempt holds back go by in fake time, and their writes."""
     looks: list[reports.Reports] = []
     honest = reports.Reports.flush
 
@@ -79,8 +84,16 @@ def pass_looks(monkeypatch, clock):
         for _ in range(number):
             before = len(looks)
             clock.advance(FLUSH_S)
-            await until(lambda before=before: len(looks) > before)
+            await until(partial(_longer, looks, before))
             if stored and (write := looks[-1]._flush) is not None:
                 await until(write.reply.given.is_set)
 
     return go_by
+
+
+@pytest.fixture(autouse=True)
+def waiting():
+    """Handlers that wait do so for one test."""
+    WAITING.reset()
+    yield
+    WAITING.go.set()

@@ -170,6 +170,44 @@ class Gate:
         await until(lambda: self.arrived >= number)
 
 
+class Waiting:
+    """Where handlers say that they wait, until they are told to stop or let go."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.arrived = self.cleaned = 0
+        self.go = threading.Event()
+
+
+WAITING = Waiting()
+"""Where `Waits`, `WaitsInThread` and the deaf handlers wait."""
+
+
+@job(registry=REGISTRY)
+class Waits(Job[int]):
+    """Ask again and again whether to stop."""
+
+    async def run(self, ctx: JobContext) -> int:
+        WAITING.arrived += 1
+        while not WAITING.go.is_set():
+            await ctx.check_interrupt()
+        return 1
+
+
+@job(registry=REGISTRY)
+class WaitsInThread(Job[int]):
+    """The same in a thread."""
+
+    def run(self, ctx: BlockingJobContext) -> int:
+        WAITING.arrived += 1
+        while not WAITING.go.wait(0.002):
+            ctx.check_interrupt()
+        return 1
+
+
 async def breathe() -> None:
     """Let threads have the processor for a moment."""
     with anyio.move_on_after(LOOK_S):

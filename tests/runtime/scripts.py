@@ -25,7 +25,10 @@ from tests.runtime.kit import Gate, make
 SCRIPTS = Registry()
 
 Script = Callable[[Any], Iterator[str]]
-"""What a handler does: it tells what it likes, and yields what it can't do by itself: "save", "try" (to save), "gate" or "stop"."""
+"""What a handler does: it tells what it likes, and yields what it can't do by itself.
+
+That is `"save"`, `"try"` (to save), `"gate"` or `"stop"`.
+"""
 
 
 @job(registry=SCRIPTS)

@@ -94,12 +94,12 @@ class Faulty(SqlStore):
         self.holding.set()
         self.go.wait(DEADLINE_S)
 
-    def claimable(self, versions: Any, served: Any) -> bool:
+    def claimable(self, versions: Any, served: Any, *, suspects: bool = True) -> bool:
         """Look for work, or fail."""
         self.looks += 1
         if self.unreadable is not None:
             raise self.unreadable
-        return super().claimable(versions, served)
+        return super().claimable(versions, served, suspects=suspects)
 
 
 @pytest.fixture

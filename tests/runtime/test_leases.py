@@ -12,7 +12,7 @@ import pytest
 from jobkit import Job, JobContext, JobStatus, Registry, StoreUnavailable, job, state
 from jobkit.interfaces import Renew, Retire
 from jobkit.store import SqlStore
-from jobkit.testing import FakeClock, FakeThreads
+from jobkit.testing import FakeThreads
 from tests.runtime.kit import (
     DEADLINE_S,
     Echo,
@@ -29,12 +29,6 @@ from tests.runtime.kit import (
 pytestmark = pytest.mark.anyio
 
 LEASE_S = 30.0
-
-
-@pytest.fixture
-def clock():
-    """Time that the test moves."""
-    return FakeClock()
 
 
 @pytest.fixture

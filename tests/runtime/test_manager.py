@@ -308,28 +308,6 @@ async def test_resources_and_the_nodes_name_reach_handlers(path):
         assert made.stat().st_mode & 0o777 == 0o700
 
 
-async def test_an_unknown_job_is_left_alone(path):
-    """G10: a job whose name or version this build doesn't know waits, and blocks no other."""
-    elsewhere = Registry()
-
-    @job("elsewhere", registry=elsewhere)
-    class Elsewhere(Job[int]):
-        async def run(self, ctx: JobContext) -> int:
-            return 1
-
-    @job("echo", version=2, registry=elsewhere)
-    class NewerEcho(Job[int]):
-        async def run(self, ctx: JobContext) -> int:
-            return 2
-
-    async with make(path, registry=elsewhere, work=False) as client:
-        unknown = [(await client.dispatch(one)).id for one in (Elsewhere(), NewerEcho())]
-    async with make(path) as manager:
-        assert await (await manager.dispatch(Echo(n=1))).result(DEADLINE_S) == 1
-        await manager.run_until_idle(DEADLINE_S)
-        assert [(await manager.get(one)).status for one in unknown] == ["queued"] * 2
-
-
 async def test_run_until_idle_works_until_nothing_is_left(path):
     """run_until_idle returns once nothing is claimable and nothing runs, jobs dispatched by jobs included."""
     registry = Registry()

@@ -32,12 +32,6 @@ from tests.runtime.kit import (
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def clock():
-    """Time that the test moves."""
-    return FakeClock()
-
-
 async def test_a_dead_owners_jobs_are_taken_over_at_once(path, clock):
     """G6: an owner that is proven dead by its lock loses its jobs at the next start, without any waiting."""
     other = OtherProcess(path, now=clock.now, lease_s=3_600)
@@ -100,7 +94,7 @@ async def _moved(clock: FakeClock, handle) -> bool:
 
 
 async def test_a_living_owners_jobs_are_never_touched(path, clock):
-    """An owner that holds its lock is alive, whatever its lease says: its jobs stay its own."""
+    """An owner that holds its lock is alive, though the clock says that its lease is over: its jobs stay its own."""
     other = OtherProcess(path, now=clock.now, lease_s=1)
     (job_id,) = other.put(Count(n=2))
     (claimed,) = other.claim()
@@ -130,7 +124,7 @@ async def test_another_boot_of_this_machine_is_dead(path, clock):
 
 
 async def test_jobs_that_a_shutdown_paused_are_resumed(path, gate):
-    """G8: a start resumes what an earlier stop paused; a person's pause is not its business."""
+    """G8: a start resumes what an earlier stop paused, whatever it is told about people's pauses."""
     manager = make(path, resources={"gate": gate})
     await manager.start()
     handles = await manager.dispatch_many([Steps(n=1) for _ in range(3)])
@@ -138,11 +132,11 @@ async def test_jobs_that_a_shutdown_paused_are_resumed(path, gate):
     await manager.stop(grace=0)
     store = store_at(path)
     assert {stored(store, one.id).reason for one in handles} == {"shutdown"}
-    with store._database.writing() as connection:  # one that a person paused belongs to no life
-        connection.exec_driver_sql("UPDATE jobs SET reason = 'user', life = NULL WHERE id = ?", (str(handles[0].id),))
     store.close()
+    async with make(path, work=False) as client:
+        await client.pause(handles[0].id)  # now it is a person's
     gate.open()
-    async with make(path, resources={"gate": gate}) as manager:
+    async with make(path, resources={"gate": gate}, resume="interrupted") as manager:
         for handle in handles[1:]:
             assert await manager.handle(handle.id).result(DEADLINE_S) == [2]
         await manager.run_until_idle(DEADLINE_S)
@@ -217,7 +211,7 @@ async def test_one_bad_row_blocks_no_other(path):
 
 
 async def test_a_state_of_a_newer_version_waits_for_one_who_knows_it(path):
-    """G19: a job that a newer class version wrote is left alone by an older build; one that knows it runs it."""
+    """G19: a job that a newer class version wrote is never run by an older build; one that knows it runs it."""
     newer, older = Registry(), Registry()
 
     @job("versioned", version=2, registry=newer)
@@ -236,9 +230,11 @@ async def test_a_state_of_a_newer_version_waits_for_one_who_knows_it(path):
     other.die()
     async with make(path, registry=older) as manager:
         await manager.run_until_idle(DEADLINE_S)
-        assert (await manager.get(job_id)).status is JobStatus.QUEUED
-        async with make(path, registry=newer):
-            assert await manager.handle(job_id).result(DEADLINE_S) == 2
+        record = await manager.get(job_id)
+        assert (record.status, record.reason, record.attempt) == (JobStatus.HELD, "unknown_job", 1)
+        async with make(path, registry=newer) as knowing:
+            await knowing.run_until_idle(DEADLINE_S)
+            assert await knowing.handle(job_id).result(DEADLINE_S) == 2
 
 
 async def test_a_sweep_that_breaks_is_repeated(path, monkeypatch, caplog):

@@ -81,9 +81,9 @@ def test_a_life_in_another_process_is_alive_until_it_is_killed(store: SqlStore, 
     """G6: an owner in another process is alive while that runs, and proven dead the moment it was killed."""
     child = Child(HOLD, url, "life")
     assert child.says() == "held"
-    assert store.prove_dead(life()) is False
+    assert store.fate(life()) == "alive"
     child.kill()
-    assert store.prove_dead(life()) is True
+    assert store.fate(life()) == "crashed"
 
 
 def test_a_life_that_let_go_is_not_proven_dead(store: SqlStore, url: str):
@@ -91,7 +91,7 @@ def test_a_life_that_let_go_is_not_proven_dead(store: SqlStore, url: str):
     child = Child(HOLD, url, "life")
     assert child.says() == "held"
     assert child.hears("release").says() == "released"
-    assert store.prove_dead(life()) is None
+    assert store.fate(life()) == "unknown"
     child.kill()
 
 
@@ -101,11 +101,11 @@ def test_two_managers_in_one_process_are_both_alive(store: SqlStore, url: str):
     other.open()
     holds = [store.hold("one"), other.hold("two")]
     for asking in (store, other):
-        assert [asking.prove_dead(life(name)) for name in ("one", "two")] == [False, False]
+        assert [asking.fate(life(name)) for name in ("one", "two")] == ["alive", "alive"]
     assert holds[1] is not None
     holds[1].release()
     other.close()  # closes descriptors of the same files in the same process
-    assert store.prove_dead(life("one")) is False
+    assert store.fate(life("one")) == "alive"
     assert Child(PROBE, _lock(store, "one")).ends() == ["False"]
     assert holds[0] is not None
     holds[0].release()
@@ -119,14 +119,14 @@ def test_probing_leaves_the_lock_alone(store: SqlStore, url: str):
     """However often and from however many sides a life is probed, it stays alive, and a dead one is seen by all."""
     child = Child(HOLD, url, "life")
     assert child.says() == "held"
-    assert {store.prove_dead(life()) for _ in range(100)} == {False}
+    assert {store.fate(life()) for _ in range(100)} == {"alive"}
     child.kill()
     path = _lock(store, "life")
     asking = [os.open(path, os.O_RDWR), os.open(path, os.O_RDWR)]
     import fcntl
 
     fcntl.flock(asking[0], fcntl.LOCK_SH)  # another prober, in the middle of it
-    assert store.prove_dead(life()) is True
+    assert store.fate(life()) == "crashed"
     for fd in asking:
         os.close(fd)
 
@@ -142,7 +142,7 @@ def test_closing_the_database_s_descriptors_does_not_end_a_life(store: SqlStore)
     connection.close()
     Bench(store).add()
     gc.collect()
-    assert store.prove_dead(life()) is False
+    assert store.fate(life()) == "alive"
     assert hold is not None
 
 
@@ -150,18 +150,18 @@ def test_a_forked_child_does_not_keep_its_parent_s_lock(store: SqlStore, url: st
     """G6: a parent that was killed is proven dead though a child that it forked lives on."""
     child = Child(FORK, url, "life")
     grandchild = int(child.says())
-    assert store.prove_dead(life()) is False
+    assert store.fate(life()) == "alive"
     child.process.kill()
     child.process.wait()
     os.kill(grandchild, 0)  # it is still there
-    assert store.prove_dead(life()) is True
+    assert store.fate(life()) == "crashed"
     child.hears("end")
     child.process.communicate()
 
 
 def test_another_boot_of_this_machine(store: SqlStore):
     """G6: whoever ran before this machine was started again is dead, without a look at any file."""
-    assert store.prove_dead(life(boot_id="another")) is True
+    assert store.fate(life(boot_id="another")) == "rebooted"
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_another_boot_of_this_machine(store: SqlStore):
 )
 def test_what_can_not_be_told_is_not_told(store: SqlStore, told: dict[str, str]):
     """G6: of another machine, of one that does not say its boot, and without a lock file, nothing is proven."""
-    assert store.prove_dead(life(**told)) is None
+    assert store.fate(life(**told)) == "unknown"
 
 
 def test_a_machine_that_does_not_know_its_boot(store: SqlStore, monkeypatch: pytest.MonkeyPatch):
@@ -184,7 +184,7 @@ def test_a_machine_that_does_not_know_its_boot(store: SqlStore, monkeypatch: pyt
     hold = store.hold("life")
     asked = life()
     monkeypatch.setattr("jobkit.store.dialects.boot_id", lambda: "")
-    assert store.prove_dead(asked) is None
+    assert store.fate(asked) == "unknown"
     assert hold is not None
     hold.release()
 
@@ -200,7 +200,7 @@ def test_a_store_in_memory_knows_no_locks():
     store = SqlStore("sqlite://")
     store.open()
     assert store.hold("life") is None
-    assert store.prove_dead(life(boot_id="another")) is None
+    assert store.fate(life(boot_id="another")) == "unknown"
     store.close()
 
 
@@ -209,7 +209,7 @@ def test_a_life_s_lock_is_taken_once(store: SqlStore):
     hold = store.hold("life")
     with pytest.raises(StoreUnavailable, match="life"):
         store.hold("life")
-    assert store.prove_dead(life()) is False
+    assert store.fate(life()) == "alive"
     assert hold is not None
     hold.release()
     hold.release()

@@ -12,13 +12,13 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Select
+from sqlalchemy import Select, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.schema import CreateTable
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -108,8 +108,43 @@ def test_a_claim_is_one_index_read(large: sqlite3.Connection, names: int):
     """A claim reads its own index in order, without a scan or a sort, whatever else is stored."""
     statement = SqlStore("sqlite://")._statements.claim(names).text
     known = tuple(part for number in range(names) for part in (f"job{number}", 1))
-    steps = plan(large, statement, ("q0", *known, 10, 0))
-    assert steps == ["SEARCH jobs USING INDEX ix_jobs_claim (queue=? AND rank>?)"]
+    for suspect in (0, 1):
+        steps = plan(large, statement, ("q0", suspect, *known, 10, 0))
+        assert steps == ["SEARCH jobs USING INDEX ix_jobs_claim (queue=? AND suspect=? AND rank>?)"]
+
+
+SWEEPS: dict[str, tuple[Callable[[SqlStore], object], str]] = {
+    "asked": (lambda store: store.asked("life"), "ix_jobs_life"),
+    "orphans": (lambda store: store.orphans(10), "ix_jobs_life"),
+    "paused": (lambda store: store.paused(10), "ix_jobs_status"),
+    "unknown": (lambda store: store.unknown({"job1": 1}, 10), "ix_jobs_claim"),
+    "known again": (lambda store: store.known_again({"job1": 1}, 10), "ix_jobs_status"),
+    "claimable": (lambda store: store.claimable({"job1": 1}, None), "ix_jobs_claim"),
+}
+
+
+@pytest.mark.parametrize("question", SWEEPS)
+def test_what_is_asked_again_and_again_is_an_index_read(large: sqlite3.Connection, question: str):
+    """What a sweep, a supervisor or an idle worker asks costs the same beside any number of finished jobs."""
+    ask, index = SWEEPS[question]
+    (_, _, file) = large.execute("PRAGMA database_list").fetchone()
+    store = SqlStore(f"sqlite:///{file}", durability="normal")
+    store.open()
+    asked: list[tuple[str, Any]] = []
+
+    def heard(_c: object, _k: object, statement: str, values: Any, _x: object, _m: object) -> None:
+        asked.append((statement, values))
+
+    reader = store._database._engines[1]  # type: ignore[attr-defined]
+    event.listen(reader, "before_cursor_execute", heard)
+    ask(store)
+    store.close()
+    about_jobs = [plan(large, statement, values) for statement, values in asked if "FROM jobs" in statement]
+    assert about_jobs
+    for steps in about_jobs:
+        reads = [step for step in steps if step.startswith(("SEARCH jobs", "SCAN jobs"))]
+        assert any(f"INDEX {index} " in step for step in reads), steps
+        assert not any("TEMP B-TREE" in step or step.startswith("SCAN jobs") for step in steps), steps
 
 
 LISTS = {
@@ -289,7 +324,7 @@ for _ in range(2):
     hold = store.hold(bench.life)
     job = bench.start()
     bench.complete(bench.after(job, CHECKPOINT, state=b"x"))
-    [store.prove_dead(life) for life in store.lives()]
+    [store.fate(life) for life in store.lives()]
     store.page(JobFilter(), 10, None)
     hold.release()
     store.close()
