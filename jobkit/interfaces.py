@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from jobkit.filters import JobFilter
-    from jobkit.lifecycle import Cause, Standing, Transition
+    from jobkit.lifecycle import Cause, Standing
+    from jobkit.lifecycle import Transition as Transition  # noqa: PLC0414  an observer's author names its type from here
     from jobkit.model import Event, Failure, JobRecord, JobStats, JobStatus, Json, LogLevel, Page, Progress
 
 T = TypeVar("T")

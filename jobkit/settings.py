@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 from urllib.parse import quote
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
     EnvSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
@@ -42,10 +43,20 @@ UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 """A path in which `~` means the home directory."""
 
 
+def _words(given: Any) -> Any:
+    """Take a text apart at its commas; whatever else it is, leave it to be judged."""
+    return [word for part in given.split(",") if (word := part.strip())] if isinstance(given, str) else given
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
+"""Several words: a list, or one text with commas, as the environment has it."""
+
+
 class Settings(BaseSettings):
     """How jobkit works here. Arguments outrank the environment, which outranks files.
 
     Attributes:
+        app: The modules that define this application's jobs, by dotted names, for the command line to import.
         database_url: An SQLAlchemy URL; without one, the SQLite file `sqlite_path` is used.
         sqlite_path: The SQLite file.
         data_dir: Where jobs keep files; by default beside the SQLite file.
@@ -72,6 +83,7 @@ class Settings(BaseSettings):
         frozen=True,
     )
 
+    app: Words = ()
     database_url: str | None = None
     sqlite_path: UserPath = Path("jobs.db")
     data_dir: UserPath | None = None

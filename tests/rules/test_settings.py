@@ -30,6 +30,7 @@ def test_defaults():
     settings = Settings()
     assert settings.url == "sqlite:///jobs.db"
     assert settings.model_dump() == {
+        "app": (),
         "database_url": None,
         "sqlite_path": Path("jobs.db"),
         "data_dir": None,
@@ -37,6 +38,7 @@ def test_defaults():
         "lease_s": 30,
         "sweep_s": 5,
         "grace_s": 10,
+        "resume": "all",
         "keep_checkpoints": 5,
         "max_state_bytes": 64 * 1024 * 1024,
         "max_log_bytes": 1024 * 1024,
@@ -59,6 +61,17 @@ def test_the_order_of_sources(here, monkeypatch):
     assert Settings().concurrency == 4
     settings = Settings(concurrency=5)
     assert (settings.concurrency, settings.lease_s, settings.durability) == (5, 60, "normal")
+
+
+def test_several_modules(here, monkeypatch):
+    """An application may be several modules: a list in a file, words with commas everywhere."""
+    (here / "jobkit.toml").write_text('app = ["myapp.jobs", "myapp.more"]')
+    assert Settings().app == ("myapp.jobs", "myapp.more")
+    monkeypatch.setenv("JOBKIT_APP", "other.jobs, other.more")
+    assert Settings().app == ("other.jobs", "other.more")
+    wrong: dict[str, Any] = {"app": 3}
+    with pytest.raises(InvalidSettings, match="app"):
+        Settings(**wrong)
 
 
 def test_empty_variables_are_not_set(monkeypatch):
