@@ -5,7 +5,7 @@ processing parameters anew for each batch costs more than SQLite's own work. Eac
 parameters; the functions beside it make the tuples.
 
 Invariant: every UPDATE of a job names its id, attempt, status and the number of its latest event, so that it changes
-exactly the row it was decided on, or none.
+exactly the row it was decided on, or none; where that matters and its writer may not know, its latest checkpoint too.
 """
 
 from __future__ import annotations
@@ -269,6 +269,9 @@ class Statements:
             _update(*_MOVED, "node", started_at=started), *_MOVED, "node", "started_at", *GUARD
         )
         self.move: Statement = ready(_update(*_MOVED), *_MOVED, *GUARD)
+        # An attempt knows its own checkpoints; who takes its job may not, since an owner that was silent may yet save.
+        taken = _update(*_MOVED).where(jobs.c.checkpoint_seq == bindparam("at_checkpoint"))
+        self.take: Statement = ready(taken, *_MOVED, *GUARD, "at_checkpoint")
         self.finish: Statement = ready(
             _update(*_MOVED, *_FINISHED, **_progress()), *_MOVED, *_FINISHED, *_PROGRESS, *GUARD
         )

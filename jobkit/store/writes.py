@@ -224,6 +224,8 @@ class Batch:
             moved = moved_row(after, self._now, self._now_text)
             if change.output is not None or change.failure is not None:
                 yield Planned(self._sql.finish, (*moved, *_finished(change, after.status), *progress, *guard))
+            elif trigger is Trigger.OWNER_GONE:
+                yield Planned(self._sql.take, (*moved, *guard, before.checkpoint_seq))
             elif change.progress is not None:
                 yield Planned(self._sql.stop, (*moved, *progress, *guard))
             else:

@@ -870,6 +870,17 @@ class StoreContract:
         assert bench.store.state(job.id) == (1, b"on")
         assert bench.claim_ids() == []
 
+    def test_a_checkpoint_that_a_sweep_has_not_seen_forgives_deaths(self, bench: Bench) -> None:
+        """G9: an owner that was merely silent may save while a sweep takes its job; what that clears stays cleared."""
+        bench.after(bench.start(), Cause(Trigger.OWNER_GONE, crashed=True, strike=True))
+        seen = bench.claim()[0].transition.after
+        assert (seen.crash_count, seen.suspect) == (1, True)
+        bench.after(seen, CHECKPOINT, state=b"on")
+        bench.after(seen, OWNER_GONE)
+        claimed = bench.claim()[0]
+        job = claimed.transition.after
+        assert (job.attempt, job.crash_count, job.suspect, claimed.state) == (3, 0, False, b"on")
+
     # ── requests ──
 
     @pytest.mark.parametrize(
