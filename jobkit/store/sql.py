@@ -285,9 +285,11 @@ class Statements:
         alive = (lives.c.id == bindparam("at_life"), lives.c.ended_at.is_(None))
         entered = tuple(column.name for column in lives.c if column.name not in _ENDED)
         self.register: Statement = insert(lives, *entered)
-        self.alive: Statement = ready(select(lives.c.id).where(*alive), "at_life")
+        self.alive: Statement = ready(select(lives.c.working).where(*alive), "at_life")
         renewed = lives.update().where(*alive).values(lease_until=bindparam("lease_until"))
         self.renew: Statement = ready(renewed, "lease_until", "at_life")
+        left = lives.update().where(*alive).values(working=literal_column("0"))
+        self.leave: Statement = ready(left, "at_life")
         ended = lives.update().where(*alive).ordered_values(*((lives.c[name], bindparam(name)) for name in _ENDED))
         self.retire: Statement = ready(ended, *_ENDED, "at_life")
         ran = select(jobs.c.id, jobs.c.suspect).where(

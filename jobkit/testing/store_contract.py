@@ -37,7 +37,7 @@ from jobkit.errors import (
     StoreUnavailable,
 )
 from jobkit.filters import JobFilter, label_text
-from jobkit.interfaces import Change, Claim, Claimed, Insert, Life, NewJob, Register, Renew, Retire, Stored
+from jobkit.interfaces import Change, Claim, Claimed, Insert, Leave, Life, NewJob, Register, Renew, Retire, Stored
 from jobkit.lifecycle import Cause, Standing, Transition, Trigger
 from jobkit.model import Failure, JobRecord, JobStatus, Priority, Progress
 from jobkit.plain import plain
@@ -46,7 +46,7 @@ from jobkit.testing.fakes import FakeClock
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from jobkit.interfaces import Store, Write
+    from jobkit.interfaces import Ending, Store, Write
     from jobkit.model import Event, JobStats, Json
 
     MakeStore: TypeAlias = Callable[[], Store]
@@ -992,6 +992,22 @@ class StoreContract:
             assert [type(answer) for answer in answers] == [LeaseLost, LeaseLost]
         assert self.everything(bench.store, job_id) == before
         assert bench.store.lives() == []
+
+    @pytest.mark.parametrize("how", ["crashed", "rebooted", "expired", "left"])
+    def test_a_life_that_is_killed_while_it_is_being_stopped_has_left(self, bench: Bench, how: Ending) -> None:
+        """G9: a death during a shutdown is no crash, so it counts against no job; any other crash does."""
+        stopping, working = bench.new_life(), bench.new_life()
+        for life in (stopping, working):
+            bench.start(life=life)
+        assert bench.do(Leave(stopping)) is True
+        assert {life.id: life.working for life in bench.store.lives()} == {stopping: False, working: True}
+        for life in (stopping, working):
+            assert bench.do(Retire(life, how)) is True
+        ends = bench.store.ends([stopping, working])
+        assert ends[stopping].how == ("left" if how == "crashed" else how)
+        assert ends[stopping].blamed is None
+        assert (ends[working].how, ends[working].blamed is None) == (how, how != "crashed")
+        assert bench.do(Leave(stopping)) is False
 
     def test_orphans_are_the_jobs_of_lives_that_are_over(self, bench: Bench) -> None:
         """G6: recovery finds what a dead owner ran or paused when shutting down, and nothing that is a living one's."""
