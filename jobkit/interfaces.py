@@ -172,7 +172,7 @@ class Life(NamedTuple):
         host: The machine.
         boot_id: The machine's present boot.
         pid: Its process.
-        working: Whether it runs jobs.
+        working: Whether it takes jobs; not any more once it is being stopped.
         versions: What it can run.
         started_at: When it began.
         lease_until: Until when it may be taken to be alive without further proof.
@@ -205,6 +205,12 @@ class Renew(NamedTuple):
     lease_s: float
 
 
+class Leave(NamedTuple):
+    """Note that a life is being stopped: it takes no more jobs, and if it is killed from now on, that is no crash."""
+
+    life: str
+
+
 class Retire(NamedTuple):
     """Note that a life is over, and which of its jobs a crash counts against. Answered by True if it wasn't noted."""
 
@@ -226,7 +232,7 @@ class End(NamedTuple):
     blamed: str | None
 
 
-Write: TypeAlias = Insert | Change | Claim | Register | Renew | Retire
+Write: TypeAlias = Insert | Change | Claim | Register | Renew | Leave | Retire
 
 
 class Ended(NamedTuple):

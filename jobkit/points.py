@@ -24,6 +24,7 @@ POINTS: Final = frozenset(
         "recovery",
         "register",
         "renew",
+        "leave",
         "retire",
     )
     for when in ("before_commit", "after_commit")

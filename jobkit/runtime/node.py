@@ -15,7 +15,7 @@ import anyio
 from jobkit.errors import JobkitError
 from jobkit.executors.inline import InlineExecutor
 from jobkit.executors.thread import ThreadExecutor
-from jobkit.interfaces import Retire
+from jobkit.interfaces import Leave, Retire
 from jobkit.runtime.leases import Lease, new_life
 from jobkit.runtime.recovery import Recovery
 from jobkit.runtime.supervisor import Supervisor
@@ -217,6 +217,8 @@ class Node:
         Returns:
             Whether all stopped by themselves.
         """
+        if self.life is not None:
+            self._around.writer.post(Leave(self.life))  # the stop goes on however long that takes
         try:
             self._others_live = await self.recovery.others_live()
         except JobkitError:

@@ -3,8 +3,9 @@
 It never starts a job. It notes which lives are over, and lets `lifecycle` decide on each job that such a life left
 behind: queued, usually, to be claimed like any other. A living owner's jobs are never touched: a life on this machine
 is proven dead by its lock or by another boot, one elsewhere is taken for dead when its lease has run out. A life that
-still has its lock but has let a whole lease pass in silence, as a stopped process does, has had its jobs too: it is
-given that long by this process's own clock, so that neither a set clock nor a suspended machine costs anybody a job.
+still has its lock but has let a whole lease pass in silence, as a stopped process does, has had its jobs too. The
+silence is what this process has heard of it, sweep by sweep and by its own clock: neither a set clock nor a time for
+which this process was stopped itself, as on a machine that stood still, costs anybody a job.
 
 The first sweep is the start of a manager: unless another working one was there before it, it resumes the jobs that
 people have paused too. Every sweep also holds the jobs that no living node knows, and releases those that one knows
@@ -72,7 +73,8 @@ class Recovery:
         self._own_life, self._versions, self._sweep_s = own_life, versions, sweep_s
         self._lease = timedelta(seconds=lease_s)
         self._seen: dict[str, datetime] = {}
-        self._heard: dict[str, tuple[datetime | None, float]] = {}
+        self._looked_at = clock.monotonic()
+        self._silence: dict[str, tuple[datetime | None, float]] = {}
         self._starting = resume_paused
         self.swept: anyio.Event = anyio.Event()
         self._due = anyio.Event()
@@ -132,6 +134,7 @@ class Recovery:
         """Note which lives are over; answer the others."""
         lives: list[Life] = await self._read(self._store.lives)
         now = await self._read(self._store.now)
+        self._listen(lives)
         living = []
         for life in lives:
             ending = None if life.id == self._own_life() else await self._read(self._ending, life, now)
@@ -142,8 +145,18 @@ class Recovery:
                 log.info("the life %s of node %s (process %s) is over: %s", life.id, life.node, life.pid, ending)
             if life.lease_until is not None:
                 self._seen[life.id] = life.lease_until - self._lease
-        self._heard = {life.id: self._heard[life.id] for life in living if life.id in self._heard}
         return living
+
+    def _listen(self, lives: Sequence[Life]) -> None:
+        """Work out for how long each life has not renewed its lease, as far as this process was there to hear it."""
+        looked_at = self._clock.monotonic()
+        heard_s = min(looked_at - self._looked_at, 2 * self._sweep_s)  # if it is more, this process was stopped itself
+        self._looked_at = looked_at
+        before, self._silence = self._silence, {}
+        for life in lives:
+            until, silent_s = before.get(life.id, (None, 0.0))
+            silent_s = silent_s + heard_s if until == life.lease_until else 0.0
+            self._silence[life.id] = life.lease_until, silent_s
 
     def _ending(self, life: Life, now: datetime) -> Ending | None:
         """How a life has ended; None if it has not, as far as can be told."""
@@ -157,12 +170,9 @@ class Recovery:
                 return "expired" if expired else None
 
     def _is_silent(self, life: Life) -> bool:
-        """Whether a life has not renewed its lease for as long as one holds, by this process's own clock."""
-        until, since = self._heard.get(life.id, (None, 0.0))
-        if until is None or until != life.lease_until:
-            self._heard[life.id] = life.lease_until, self._clock.monotonic()
-            return False
-        return self._clock.monotonic() - since >= self._lease.total_seconds()
+        """Whether a life has not renewed its lease for as long as one holds."""
+        _, silent_s = self._silence.get(life.id, (None, 0.0))
+        return silent_s >= self._lease.total_seconds()
 
     # ── jobs ──
 

@@ -9,6 +9,8 @@
   3.51.3 away from their WAL-reset bug.
 * A read is one transaction too: its statements see one state of the database.
 * The database file is never opened but by SQLite: closing another descriptor of it would drop SQLite's own locks.
+* A forked child never opens what its parent has open: SQLite would take the locks of the parent, whose books it has
+  inherited, for its own, and the child's commits are lost once the parent's close tidies up the write-ahead log.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import os
 import platform
 import sqlite3
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -180,12 +183,16 @@ class Sqlite:
         if self._connection is not None and self._pid == os.getpid():
             raise StoreUnavailable(f"{self.location} is open already", "close it first, or make another store for it")
         self._leave_to_parent()
+        if self.path is not None and any(self.path == path and pid != os.getpid() for path, pid in _open.elements()):
+            raise self._forked()
         self._pid = os.getpid()
         try:
             self._connect()
         except BaseException:
             self.close()
             raise
+        if self.path is not None:
+            _open[self.path, self._pid] += 1
         if sqlite3.sqlite_version_info < FIXED_RELEASE:
             log.info("SQLite %s has a bug that jobkit works around; 3.51.3 and later don't", sqlite3.sqlite_version)
 
@@ -224,6 +231,8 @@ class Sqlite:
                     self._connection.close()
             for engine in self._engines:
                 engine.dispose()
+            if self._connection is not None and self.path is not None:
+                _open[self.path, self._pid] -= 1
             self._connection, self._engines = None, ()
         if self._queue is not None:
             self._queue.close()
@@ -291,11 +300,14 @@ class Sqlite:
         if self._connection is None:
             raise StoreUnavailable(f"{self.location} is not open", "start the manager, or open the store")
         if self._pid != os.getpid():
-            raise StoreUnavailable(
-                "this process was forked from the one that opened the database",
-                "make and start a manager in the child; a SQLite connection must not cross a fork",
-            )
+            raise self._forked()
         return self._connection
+
+    def _forked(self) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"this process was forked from one that has {self.location} open, which SQLite's locks don't survive",
+            "start it afresh, as subprocess and multiprocessing's spawn do, or open the database after forking alone",
+        )
 
     @staticmethod
     def _driver(connection: Connection) -> sqlite3.Connection:
@@ -474,6 +486,9 @@ class Sqlite:
             "try again; if it stays, stop all workers and check the file",
         )
 
+
+_open: Final[Counter[tuple[Path, int]]] = Counter()
+"""Which files are open in which process: in a forked child also what its parents had open when it was forked."""
 
 _inherited: Final[list[object]] = []
 """Connections of a parent process: closing one in the child would meddle with a database that the parent works on."""

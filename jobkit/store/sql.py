@@ -5,7 +5,7 @@ processing parameters anew for each batch costs more than SQLite's own work. Eac
 parameters; the functions beside it make the tuples.
 
 Invariant: every UPDATE of a job names its id, attempt, status and the number of its latest event, so that it changes
-exactly the row it was decided on, or none.
+exactly the row it was decided on, or none; where that matters and its writer may not know, its latest checkpoint too.
 """
 
 from __future__ import annotations
@@ -304,6 +304,9 @@ class Statements:
             _update(*_MOVED, "node", started_at=started), *_MOVED, "node", "started_at", *GUARD
         )
         self.move: Statement = ready(_update(*_MOVED), *_MOVED, *GUARD)
+        # An attempt knows its own checkpoints; who takes its job may not, since an owner that was silent may yet save.
+        taken = _update(*_MOVED).where(jobs.c.checkpoint_seq == bindparam("at_checkpoint"))
+        self.take: Statement = ready(taken, *_MOVED, *GUARD, "at_checkpoint")
         self.finish: Statement = ready(_update(*_MOVED, *_FINISHED, **_told()), *_MOVED, *_FINISHED, *_TOLD, *GUARD)
         self.save: Statement = ready(_update(*_SAVED, **_told()), *_SAVED, *_TOLD, *GUARD)
         self.stop: Statement = ready(_update(*_MOVED, **_told()), *_MOVED, *_TOLD, *GUARD)
@@ -315,9 +318,11 @@ class Statements:
         alive = (lives.c.id == bindparam("at_life"), lives.c.ended_at.is_(None))
         entered = tuple(column.name for column in lives.c if column.name not in _ENDED)
         self.register: Statement = insert(lives, *entered)
-        self.alive: Statement = ready(select(lives.c.id).where(*alive), "at_life")
+        self.alive: Statement = ready(select(lives.c.working).where(*alive), "at_life")
         renewed = lives.update().where(*alive).values(lease_until=bindparam("lease_until"))
         self.renew: Statement = ready(renewed, "lease_until", "at_life")
+        left = lives.update().where(*alive).values(working=literal_column("0"))
+        self.leave: Statement = ready(left, "at_life")
         ended = lives.update().where(*alive).ordered_values(*((lives.c[name], bindparam(name)) for name in _ENDED))
         self.retire: Statement = ready(ended, *_ENDED, "at_life")
         ran = select(jobs.c.id, jobs.c.suspect).where(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from jobkit.errors import InvalidSettings, SerializationError, StoreUnavailable
-from jobkit.interfaces import Change, Claim, Insert, Register, Renew, Retire
+from jobkit.interfaces import Change, Claim, Insert, Leave, Register, Renew, Retire
 from jobkit.lifecycle import Trigger
 from jobkit.points import reach
 from jobkit.store.dialects import BUSY_S, Sqlite
@@ -169,5 +169,7 @@ def _point(write: Write) -> str:
             return "register"
         case Renew():
             return "renew"
+        case Leave():
+            return "leave"
         case Retire():
             return "retire"

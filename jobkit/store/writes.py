@@ -20,7 +20,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError
 from jobkit.canonical import canonical
 from jobkit.errors import JobkitError, JobNotFound, KeyConflict, LeaseLost, SerializationError
 from jobkit.filters import label_text
-from jobkit.interfaces import Change, Claim, Claimed, Insert, Register, Renew, Retire, Stored
+from jobkit.interfaces import Change, Claim, Claimed, Insert, Leave, Register, Renew, Retire, Stored
 from jobkit.lifecycle import Cause, Transition, Trigger, advance
 from jobkit.model import Failure, JobStatus
 from jobkit.policy import blame
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from jobkit.interfaces import NewJob, Write
+    from jobkit.interfaces import Ending, NewJob, Write
     from jobkit.lifecycle import Standing
     from jobkit.store.sql import Row, Statement, Statements
 
@@ -175,14 +175,25 @@ class Batch:
                 if self._sql.renew.one(self._connection, (text_of(until), life_id)).rowcount != 1:
                     raise LeaseLost(life_id, 0)
                 return until
+            case Leave(life=life_id):
+                return self._sql.leave.one(self._connection, (life_id,)).rowcount == 1
             case Retire(life=life_id, how=how):
-                blamed = self._blamed(life_id) if how == "crashed" else None
-                return self._sql.retire.one(self._connection, (self._now_text, how, blamed, life_id)).rowcount == 1
+                row = (self._now_text, *self._ending(life_id, how), life_id)
+                return self._sql.retire.one(self._connection, row).rowcount == 1
 
-    def _blamed(self, life: str) -> str | None:
-        """The job that a life's crash counts against: told now, while all that it ran still stand there as running."""
-        found = self._sql.running.one(self._connection, (life, "running", 2, 0)).all()
-        return blame([(job_id, bool(suspect)) for job_id, suspect in found])
+    def _ending(self, life: str, how: Ending) -> tuple[Ending, str | None]:
+        """How a life ended, and the job that this counts against.
+
+        Whoever is killed while it is being stopped, as by a deployment that has no more patience, has merely left. A
+        crash is laid at a job's door now, while all that the life ran still stand there as running.
+        """
+        if how != "crashed":
+            return how, None
+        found = self._sql.alive.one(self._connection, (life,)).one_or_none()
+        if found is not None and not found.working:
+            return "left", None
+        ran = self._sql.running.one(self._connection, (life, "running", 2, 0)).all()
+        return how, blame([(job_id, bool(suspect)) for job_id, suspect in ran])
 
     # ── changes ──
 
@@ -226,6 +237,8 @@ class Batch:
             moved = moved_row(after, self._now, self._now_text)
             if change.output is not None or change.failure is not None:
                 yield Planned(self._sql.finish, (*moved, *_finished(change, after.status), *told, *guard))
+            elif trigger is Trigger.OWNER_GONE:
+                yield Planned(self._sql.take, (*moved, *guard, before.checkpoint_seq))
             elif any(told):
                 yield Planned(self._sql.stop, (*moved, *told, *guard))
             else:

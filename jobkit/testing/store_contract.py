@@ -37,7 +37,20 @@ from jobkit.errors import (
     StoreUnavailable,
 )
 from jobkit.filters import JobFilter, label_text
-from jobkit.interfaces import Change, Claim, Claimed, Insert, Life, LogLine, NewJob, Register, Renew, Retire, Stored
+from jobkit.interfaces import (
+    Change,
+    Claim,
+    Claimed,
+    Insert,
+    Leave,
+    Life,
+    LogLine,
+    NewJob,
+    Register,
+    Renew,
+    Retire,
+    Stored,
+)
 from jobkit.lifecycle import Cause, Standing, Transition, Trigger, advance
 from jobkit.model import Failure, JobRecord, JobStatus, Priority, Progress
 from jobkit.plain import plain
@@ -964,6 +977,17 @@ class StoreContract:
         assert bench.store.state(job.id) == (1, b"on")
         assert bench.claim_ids() == []
 
+    def test_a_checkpoint_that_a_sweep_has_not_seen_forgives_deaths(self, bench: Bench) -> None:
+        """G9: an owner that was merely silent may save while a sweep takes its job; what that clears stays cleared."""
+        bench.after(bench.start(), Cause(Trigger.OWNER_GONE, crashed=True, strike=True))
+        seen = bench.claim()[0].transition.after
+        assert (seen.crash_count, seen.suspect) == (1, True)
+        bench.after(seen, CHECKPOINT, state=b"on")
+        bench.after(seen, OWNER_GONE)
+        claimed = bench.claim()[0]
+        job = claimed.transition.after
+        assert (job.attempt, job.crash_count, job.suspect, claimed.state) == (3, 0, False, b"on")
+
     # ── requests ──
 
     @pytest.mark.parametrize(
@@ -1075,6 +1099,22 @@ class StoreContract:
             assert [type(answer) for answer in answers] == [LeaseLost, LeaseLost]
         assert self.everything(bench.store, job_id) == before
         assert bench.store.lives() == []
+
+    @pytest.mark.parametrize("how", ["crashed", "rebooted", "expired", "left"])
+    def test_a_life_that_is_killed_while_it_is_being_stopped_has_left(self, bench: Bench, how: Ending) -> None:
+        """G9: a death during a shutdown is no crash, so it counts against no job; any other crash does."""
+        stopping, working = bench.new_life(), bench.new_life()
+        for life in (stopping, working):
+            bench.start(life=life)
+        assert bench.do(Leave(stopping)) is True
+        assert {life.id: life.working for life in bench.store.lives()} == {stopping: False, working: True}
+        for life in (stopping, working):
+            assert bench.do(Retire(life, how)) is True
+        ends = bench.store.ends([stopping, working])
+        assert ends[stopping].how == ("left" if how == "crashed" else how)
+        assert ends[stopping].blamed is None
+        assert (ends[working].how, ends[working].blamed is None) == (how, how != "crashed")
+        assert bench.do(Leave(stopping)) is False
 
     def test_orphans_are_the_jobs_of_lives_that_are_over(self, bench: Bench) -> None:
         """G6: recovery finds what a dead owner ran or paused when shutting down, and nothing that is a living one's."""

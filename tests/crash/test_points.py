@@ -52,6 +52,7 @@ WAYS: dict[str, tuple[tuple[Plan, ...], int]] = {
     "report": (WORK, 1),
     "finish": (WORK, 1),
     "give_back": (STOP, 1),
+    "leave": (STOP, 1),
     "control": (AFTER_A_STOP, 1),
     "recovery": (AFTER_A_DEATH, 1),
     "retire": (WORK, 1),
