@@ -2,12 +2,15 @@
 
 One lease covers all jobs of a life. It is renewed through the writer but from its own thread, so that neither a blocked
 event loop nor a long handler lets it lapse. A life that can't renew in time, or finds itself noted as dead, must stop
-its handlers before others may start their jobs again: `lost` is called for that.
+its handlers before others may start their jobs again: `lost` is called for that. Where everybody can see by the life's
+lock that it lives, nobody takes its jobs because a lease ran out; so there, when a disk is full for an hour, handlers
+go on and what they have to save waits.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import platform
 import threading
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from jobkit.interfaces import Clock, Hold, Ids, Store, Threads
-    from jobkit.runtime.writer import Writer
+    from jobkit.runtime.writer import Blocked, Writer
 
 log: logging.Logger = logging.getLogger("jobkit.leases")
 
@@ -86,30 +89,40 @@ class Lease:
             self._hold = None
 
     def _renew(self) -> None:
-        """Renew the lease while it can be; a database that answers late is as bad as one that refuses."""
+        """Renew the lease until the life ends, or is lost."""
+        why = self._keep()
+        if not self._stop.is_set():  # else it ended in good order, and what was met on the way is no trouble
+            log.error("%s, so this life's handlers are stopped", why)
+            self._lost()
+
+    def _keep(self) -> str:
+        """Renew the lease while it can be, and answer why it can't; a late answer is as bad as a refusal."""
+        lasts_s = math.inf if self._hold is not None and self._hold.suffices else self._lease_s * LAST_MOMENT
         renewed = self._clock.monotonic()
         pause = self._lease_s / 3
         while not self._threads.wait(self._stop, pause):
             asked = self._clock.monotonic()
+            pause = self._lease_s / 10
             answer = self._writer.ask(Renew(self.life.id, self._lease_s))
-            left = renewed + self._lease_s * LAST_MOMENT - asked
+            if not self._is_given(answer, max(renewed + lasts_s, asked + pause)):
+                return "the lease could not be renewed in time"
             try:
-                if not self._threads.wait(answer.given, max(left, self._lease_s / 10)):
-                    log.error("the lease could not be renewed in time, so this life's handlers are stopped")
-                    break
                 answer.wait()
             except LeaseLost:
-                log.error("this life was taken for dead; its jobs were given to others, so its handlers are stopped")  # noqa: TRY400  no trace to show
-                break
+                return "this life was taken for dead and its jobs were given to others"
             except StoreUnavailable as error:
-                pause = self._lease_s / 10
-                if left < pause:
-                    log.error("the lease could not be renewed in time, so this life's handlers are stopped: %s", error)  # noqa: TRY400  as above
-                    break
+                if asked + pause > renewed + lasts_s:
+                    return f"the lease could not be renewed in time ({error})"
             else:
                 renewed, pause = asked, self._lease_s / 3
-        if not self._stop.is_set():
-            self._lost()
+        return "this life has ended"
+
+    def _is_given(self, answer: Blocked, until: float) -> bool:
+        """Wait for an answer, but only until some time: then it is False."""
+        while (left := until - self._clock.monotonic()) > 0:
+            if self._threads.wait(answer.given, min(left, self._lease_s / 10)):
+                return True
+        return answer.given.is_set()
 
 
 def new_life(ids: Ids, node: str, versions: Mapping[str, int], boot_id: str) -> Life:

@@ -17,6 +17,7 @@ from tests.runtime.kit import (
     DEADLINE_S,
     Echo,
     OtherProcess,
+    SeenFromAfar,
     Steps,
     StepsInThread,
     make,
@@ -108,7 +109,7 @@ async def test_threads_of_a_lost_life_are_fenced(path, clock, timed, gate):
 
 
 class Refusing(SqlStore):
-    """A database in which one kind of write is not possible for a while."""
+    """A database in which one kind of write is not possible for a while, or late."""
 
     refused: tuple[type, ...] = ()
     held: threading.Event | None = None
@@ -121,6 +122,10 @@ class Refusing(SqlStore):
         return super().commit(batch)
 
 
+class FarRefusing(Refusing, SeenFromAfar):
+    """The same, used from other machines too, where lives are judged by their leases alone."""
+
+
 async def test_handlers_stop_before_the_lease_has_run_out(path, clock, timed, gate):
     """A life that can't renew in time stops its handlers while the lease still holds, and goes on once it can."""
     stopped = []
@@ -131,7 +136,7 @@ async def test_handlers_stop_before_the_lease_has_run_out(path, clock, timed, ga
         finally:
             stopped.append(clock.now())
 
-    store = Refusing(f"sqlite:///{path}", now=clock.now)
+    store = FarRefusing(f"sqlite:///{path}", now=clock.now)
     looking = store_at(path, clock.now)
     async with make(store, resources={"gate": gate}, middleware=[note], sweep_s=1.0, **timed) as manager:
         handle = await manager.dispatch(Steps(n=1))
@@ -157,7 +162,7 @@ async def test_a_commit_that_hangs_is_as_bad_as_none(path, clock, timed, gate):
         finally:
             stopped.append(clock.now())
 
-    store = Refusing(f"sqlite:///{path}", now=clock.now)
+    store = FarRefusing(f"sqlite:///{path}", now=clock.now)
     looking = store_at(path, clock.now)
     async with make(store, resources={"gate": gate}, middleware=[note], sweep_s=1.0, **timed) as manager:
         handle = await manager.dispatch(Steps(n=1))
@@ -174,9 +179,40 @@ async def test_a_commit_that_hangs_is_as_bad_as_none(path, clock, timed, gate):
     looking.close()
 
 
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_life_whose_lock_is_seen_by_all_outlives_its_lease(path, clock, timed, gate, late):
+    """G20: where a lock proves that it lives, a life that can't renew for many leases keeps its jobs."""
+    store = Refusing(f"sqlite:///{path}", now=clock.now)
+    looking = store_at(path, clock.now)
+    async with make(store, resources={"gate": gate}, sweep_s=1.0, **timed) as manager:
+        handle = await manager.dispatch(Steps(n=2))
+        await gate.reached(1)
+        (own,) = looking.lives()
+        if late:
+            store.held = threading.Event()
+        else:
+            store.refused = (object,)
+        back_at = clock.monotonic() + 5 * LEASE_S
+        await pass_until(clock, lambda: clock.monotonic() >= back_at, step_s=1.0)
+        gate.let(1)
+        assert lease_until(looking) < clock.now()
+        async with make(path, queues=["none"], sweep_s=0.5, **timed) as other:
+            await pass_until(clock, node_of(other).recovery.swept.is_set)  # and it has found nobody dead
+        assert gate.arrived == 1
+        store.refused = ()
+        if store.held is not None:
+            store.held.set()
+        await pass_until(clock, lambda: gate.arrived == 2)
+        gate.open()
+        assert await handle.result(DEADLINE_S) == [1, 1]
+        await pass_until(clock, partial(renewed_since, looking, clock.now()))
+        assert [life.id for life in looking.lives()] == [own.id]
+    looking.close()
+
+
 async def test_a_manager_goes_on_by_itself_when_the_database_is_back(path, clock, timed):
     """G20: a manager that lost its life while nothing could be written begins a new one once that is possible."""
-    store = Refusing(f"sqlite:///{path}", now=clock.now)
+    store = FarRefusing(f"sqlite:///{path}", now=clock.now)
     looking = store_at(path, clock.now)
     async with make(store, sweep_s=1.0, **timed) as manager:
         (old,) = looking.lives()
@@ -193,7 +229,7 @@ async def test_a_manager_goes_on_by_itself_when_the_database_is_back(path, clock
 
 async def test_a_stop_during_a_rebirth(path, clock, timed):
     """A manager that is stopped while it has no life stops in order, and leaves none behind."""
-    store = Refusing(f"sqlite:///{path}", now=clock.now)
+    store = FarRefusing(f"sqlite:///{path}", now=clock.now)
     looking = store_at(path, clock.now)
     manager = make(store, sweep_s=1.0, **timed)
     await manager.start()
