@@ -327,7 +327,7 @@ class Hold(Protocol):
     """A life's proof of being alive, held open for as long as it lives.
 
     Attributes:
-        suffices: Whether everybody who may take the life's jobs can see it: then its lease may run out.
+        suffices: Whether everybody who may take the life's jobs can see it, so that nobody does just for its lease.
     """
 
     suffices: bool

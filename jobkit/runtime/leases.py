@@ -2,15 +2,14 @@
 
 One lease covers all jobs of a life. It is renewed through the writer but from its own thread, so that neither a blocked
 event loop nor a long handler lets it lapse. A life that can't renew in time, or finds itself noted as dead, must stop
-its handlers before others may start their jobs again: `lost` is called for that. Where everybody can see by the life's
-lock that it lives, nobody takes its jobs because a lease ran out; so there, when a disk is full for an hour, handlers
-go on and what they have to save waits.
+its handlers before others may start their jobs again: `lost` is called for that. But where everybody can see by the
+life's lock that it lives, nobody takes its jobs before its end is noted in the database, and that can be looked up even
+where nothing can be written. So on a disk that is full for an hour handlers go on, and what they have to save waits.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import platform
 import threading
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from jobkit.interfaces import Clock, Hold, Ids, Store, Threads
-    from jobkit.runtime.writer import Blocked, Writer
+    from jobkit.runtime.writer import Writer
 
 log: logging.Logger = logging.getLogger("jobkit.leases")
 
@@ -97,32 +96,46 @@ class Lease:
 
     def _keep(self) -> str:
         """Renew the lease while it can be, and answer why it can't; a late answer is as bad as a refusal."""
-        lasts_s = math.inf if self._hold is not None and self._hold.suffices else self._lease_s * LAST_MOMENT
         renewed = self._clock.monotonic()
-        pause = self._lease_s / 3
-        while not self._threads.wait(self._stop, pause):
-            asked = self._clock.monotonic()
-            pause = self._lease_s / 10
-            answer = self._writer.ask(Renew(self.life.id, self._lease_s))
-            if not self._is_given(answer, max(renewed + lasts_s, asked + pause)):
-                return "the lease could not be renewed in time"
-            try:
-                answer.wait()
-            except LeaseLost:
-                return "this life was taken for dead and its jobs were given to others"
-            except StoreUnavailable as error:
-                if asked + pause > renewed + lasts_s:
-                    return f"the lease could not be renewed in time ({error})"
-            else:
-                renewed, pause = asked, self._lease_s / 3
+        lasts_s, pause = self._lease_s * LAST_MOMENT, self._lease_s / 3
+        try:
+            while not self._threads.wait(self._stop, pause):
+                asked = self._clock.monotonic()
+                pause = self._lease_s / 10
+                answer = self._writer.ask(Renew(self.life.id, self._lease_s))
+                while not self._threads.wait(answer.given, pause):
+                    if self._needs_no_lease():
+                        renewed = self._clock.monotonic()
+                    elif self._clock.monotonic() + pause > renewed + lasts_s:
+                        return "the lease could not be renewed in time"
+                try:
+                    answer.wait()
+                except StoreUnavailable as error:
+                    if self._needs_no_lease():
+                        renewed = asked
+                    elif asked + pause > renewed + lasts_s:
+                        return f"the lease could not be renewed in time ({error})"
+                else:
+                    renewed, pause = asked, self._lease_s / 3
+        except LeaseLost:
+            return "this life was taken for dead and its jobs were given to others"
         return "this life has ended"
 
-    def _is_given(self, answer: Blocked, until: float) -> bool:
-        """Wait for an answer, but only until some time: then it is False."""
-        while (left := until - self._clock.monotonic()) > 0:
-            if self._threads.wait(answer.given, min(left, self._lease_s / 10)):
-                return True
-        return answer.given.is_set()
+    def _needs_no_lease(self) -> bool:
+        """Whether nobody has taken the life's jobs, or will unseen: all can see its lock, and would note its end first.
+
+        Raises:
+            LeaseLost: It is noted as over.
+        """
+        if self._hold is None or not self._hold.suffices:
+            return False
+        try:
+            living = {life.id for life in self._store.lives()}
+        except StoreUnavailable:
+            return False
+        if self.life.id not in living:
+            raise LeaseLost(self.life.id, 0)
+        return True
 
 
 def new_life(ids: Ids, node: str, versions: Mapping[str, int], boot_id: str) -> Life:

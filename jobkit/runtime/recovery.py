@@ -39,6 +39,10 @@ PORTION: Final = 500
 """How many jobs are moved in one commit: the worker claims the first while the rest follow."""
 
 
+MUTE: Final = 2 / 3
+"""After which part of a lease without a renewal of our own the silence of others says nothing: nobody may be able to."""
+
+
 class Recovery:
     """Sweeps for dead owners, at the start and ever after."""
 
@@ -132,6 +136,9 @@ class Recovery:
         """Note which lives are over; answer the others."""
         lives: list[Life] = await self._read(self._store.lives)
         now = await self._read(self._store.now)
+        own = next((life for life in lives if life.id == self._own_life()), None)
+        if own is None or self._unheard_s(own) > self._lease.total_seconds() * MUTE:
+            self._heard.clear()
         living = []
         for life in lives:
             ending = None if life.id == self._own_life() else await self._read(self._ending, life, now)
@@ -152,17 +159,17 @@ class Recovery:
             case "crashed" | "rebooted" as death:
                 return death
             case "alive":
-                return "expired" if self._is_silent(life) and expired else None
+                return "expired" if self._unheard_s(life) >= self._lease.total_seconds() and expired else None
             case "unknown":
                 return "expired" if expired else None
 
-    def _is_silent(self, life: Life) -> bool:
-        """Whether a life has not renewed its lease for as long as one holds, by this process's own clock."""
+    def _unheard_s(self, life: Life) -> float:
+        """How long a life has not renewed its lease, by this process's own clock."""
         until, since = self._heard.get(life.id, (None, 0.0))
         if until is None or until != life.lease_until:
-            self._heard[life.id] = life.lease_until, self._clock.monotonic()
-            return False
-        return self._clock.monotonic() - since >= self._lease.total_seconds()
+            since = self._clock.monotonic()
+            self._heard[life.id] = life.lease_until, since
+        return self._clock.monotonic() - since
 
     # ── jobs ──
 

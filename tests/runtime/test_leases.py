@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 import anyio
 import pytest
@@ -108,6 +109,11 @@ async def test_threads_of_a_lost_life_are_fenced(path, clock, timed, gate):
     looking.close()
 
 
+def has_come(clock: FakeClock, at: float) -> bool:
+    """Whether a time has come."""
+    return clock.monotonic() >= at
+
+
 class Refusing(SqlStore):
     """A database in which one kind of write is not possible for a while, or late."""
 
@@ -192,8 +198,7 @@ async def test_a_life_whose_lock_is_seen_by_all_outlives_its_lease(path, clock, 
             store.held = threading.Event()
         else:
             store.refused = (object,)
-        back_at = clock.monotonic() + 5 * LEASE_S
-        await pass_until(clock, lambda: clock.monotonic() >= back_at, step_s=1.0)
+        await pass_until(clock, partial(has_come, clock, clock.monotonic() + 5 * LEASE_S), step_s=1.0)
         gate.let(1)
         assert lease_until(looking) < clock.now()
         async with make(path, queues=["none"], sweep_s=0.5, **timed) as other:
@@ -207,6 +212,54 @@ async def test_a_life_whose_lock_is_seen_by_all_outlives_its_lease(path, clock, 
         assert await handle.result(DEADLINE_S) == [1, 1]
         await pass_until(clock, partial(renewed_since, looking, clock.now()))
         assert [life.id for life in looking.lives()] == [own.id]
+    looking.close()
+
+
+async def test_managers_that_can_not_write_hold_it_against_nobody(path, clock, timed, gate):
+    """G20: of two managers whose disk is full for many leases, neither takes the other for dead, then or later."""
+    stores = [Refusing(f"sqlite:///{path}", now=clock.now) for _ in range(2)]
+    looking = store_at(path, clock.now)
+    given: dict[str, Any] = {"resources": {"gate": gate}, "sweep_s": 1.0, **timed}
+    async with make(stores[0], **given) as manager, make(stores[1], **given):
+        handle = await manager.dispatch(Steps(n=2))
+        await gate.reached(1)
+        lives = {life.id for life in looking.lives()}
+        for leases, refused in ((5, (object,)), (3, ())):
+            for store in stores:
+                store.refused = refused
+            until_then = clock.monotonic() + leases * LEASE_S
+            await pass_until(clock, partial(has_come, clock, until_then))
+            assert {life.id for life in looking.lives()} == lives
+        gate.open()
+        assert await handle.result(DEADLINE_S) == [1, 1]
+    looking.close()
+
+
+async def test_a_life_that_is_noted_as_over_while_it_can_not_write_stops(path, clock, timed, gate):
+    """G4: a manager that alone can't write looks whether it was taken for dead, and stops its handlers if so."""
+    ended = []
+
+    async def note(attempt, call_next):
+        try:
+            return await call_next()
+        finally:
+            ended.append(attempt.attempt)
+
+    store = Refusing(f"sqlite:///{path}", now=clock.now)
+    looking = store_at(path, clock.now)
+    async with make(store, resources={"gate": gate}, middleware=[note], sweep_s=1.0, **timed) as manager:
+        handle = await manager.dispatch(Steps(n=1))
+        await gate.reached(1)
+        store.refused = (object,)
+        await pass_until(clock, partial(has_come, clock, clock.monotonic() + 2 * LEASE_S))
+        assert ended == []
+        (own,) = looking.lives()
+        one(looking.commit([Retire(own.id)]))
+        await pass_until(clock, lambda: ended)
+        store.refused = ()
+        gate.open()
+        await pass_until(clock, lambda: looking.lives())
+        assert await handle.result(DEADLINE_S) == [2]
     looking.close()
 
 
