@@ -40,7 +40,7 @@ PORTION: Final = 500
 
 
 MUTE: Final = 2 / 3
-"""After which part of a lease without a renewal of our own the silence of others says nothing: nobody may be able to."""
+"""After which part of a lease without a renewal of its own a life holds silence against nobody: who could speak?"""
 
 
 class Recovery:

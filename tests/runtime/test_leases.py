@@ -13,7 +13,7 @@ import pytest
 from jobkit import Job, JobContext, JobStatus, Registry, StoreUnavailable, job, state
 from jobkit.interfaces import Renew, Retire
 from jobkit.store import SqlStore
-from jobkit.testing import FakeThreads
+from jobkit.testing import FakeClock, FakeThreads
 from tests.runtime.kit import (
     DEADLINE_S,
     Echo,
@@ -258,7 +258,7 @@ async def test_a_life_that_is_noted_as_over_while_it_can_not_write_stops(path, c
         await pass_until(clock, lambda: ended)
         store.refused = ()
         gate.open()
-        await pass_until(clock, lambda: looking.lives())
+        await pass_until(clock, looking.lives)
         assert await handle.result(DEADLINE_S) == [2]
     looking.close()
 
