@@ -267,6 +267,10 @@ class Store(Protocol):
         """Let go of every connection and file."""
         ...
 
+    def hurry(self) -> None:
+        """Wait for others who write no longer than a moment from now on, until it is opened again; from any thread."""
+        ...
+
     def commit(self, batch: Sequence[Write]) -> list[Any]:
         """Apply the writes in their order, in one transaction.
 
@@ -351,7 +355,13 @@ class Store(Protocol):
 
 
 class Hold(Protocol):
-    """A life's proof of being alive, held open for as long as it lives."""
+    """A life's proof of being alive, held open for as long as it lives.
+
+    Attributes:
+        suffices: Whether everybody who may take the life's jobs can see it, so that nobody does just for its lease.
+    """
+
+    suffices: bool
 
     def close(self) -> None:
         """Let go, as a death would: what stays is the proof that the life is over."""

@@ -171,7 +171,7 @@ class JobManager:
         loop = Loop()
         self._feed.work_came()  # what was waited for on another loop is of no use on this one
         self._watch.open()
-        self._writer = Writer(self._store, loop, self._threads, self._feed.heard, self._feed.work_came)
+        self._writer = Writer(self._store, loop, self._clock, self._threads, self._feed.heard, self._feed.work_came)
         self._writer.start()
         self._stopped = None
         self._running = True
@@ -291,8 +291,8 @@ class JobManager:
             InvalidParams: Its parameters are over the setting `max_state_bytes`.
             KeyConflict: The key was used for other parameters.
             SerializationError: A parameter holds what can't be stored.
-            StoreUnavailable: Nothing was stored; or, after a lost connection, it isn't known: repeat it with the same
-                key.
+            StoreUnavailable: Nothing was stored; or, after a lost connection or where the disk did not confirm it, that
+                isn't known: repeat it with the same key.
         """
         return (await self._insert([job], options))[0]
 

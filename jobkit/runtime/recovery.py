@@ -15,6 +15,7 @@ again, so that they don't stand in the way of others.
 from __future__ import annotations
 
 import logging
+import math
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -38,6 +39,10 @@ log: logging.Logger = logging.getLogger("jobkit.recovery")
 
 PORTION: Final = 500
 """How many jobs are moved in one commit: the worker claims the first while the rest follow."""
+
+
+MUTE: Final = 2 / 3
+"""After which part of a lease without a renewal of its own a life holds silence against nobody: who could speak?"""
 
 
 class Recovery:
@@ -157,6 +162,9 @@ class Recovery:
             until, silent_s = before.get(life.id, (None, 0.0))
             silent_s = silent_s + heard_s if until == life.lease_until else 0.0
             self._silence[life.id] = life.lease_until, silent_s
+        _, mute_s = self._silence.get(self._own_life() or "", (None, math.inf))
+        if mute_s > self._lease.total_seconds() * MUTE:
+            self._silence.clear()
 
     def _ending(self, life: Life, now: datetime) -> Ending | None:
         """How a life has ended; None if it has not, as far as can be told."""
@@ -165,7 +173,7 @@ class Recovery:
             case "crashed" | "rebooted" as death:
                 return death
             case "alive":
-                return "expired" if self._is_silent(life) and expired else None
+                return "expired" if self._unheard_s(life) >= self._lease.total_seconds() and expired else None
             case "unknown":
                 return "expired" if expired else None
 

@@ -34,9 +34,6 @@ POLL_S: Final = 0.2
 FLUSH_S: Final = 0.25
 """How often it is looked for progress and lines of logs that nothing else has stored."""
 
-LAST_WRITES_S: Final = 1.0
-"""How long the last writes may take after that, if the database is away."""
-
 
 class Order(EventReply):
     """A claim that waits in the writer for a commit that brings work; also its answer."""
@@ -247,11 +244,10 @@ class Worker:
             return await self._quiet(grace_s)
         finally:  # also when the caller has no more patience
             with anyio.CancelScope(shield=True):
+                self._around.writer.lose_patience()
                 for running in self.running.values():
                     running.scope.cancel()
                 await self._quiet(FORCED_S)
-                self._around.writer.lose_patience()
-                await self._quiet(LAST_WRITES_S)
                 await self._leave_behind()
 
     async def _leave_behind(self) -> None:

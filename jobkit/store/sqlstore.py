@@ -111,6 +111,10 @@ class SqlStore(Queries):
         """Let go of every connection and file."""
         self._database.close()
 
+    def hurry(self) -> None:
+        """Wait for others who write no longer than a moment from now on, until it is opened again; from any thread."""
+        self._database.hurry()
+
     def commit(self, batch: Sequence[Write]) -> list[Any]:
         """Apply the writes in their order, in one transaction.
 

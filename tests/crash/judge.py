@@ -123,6 +123,16 @@ def dispatches_kept(history: History) -> Iterator[str]:
             yield f"G1: {nonce} was dispatched {intents[nonce]} times, and is stored {times} times"
 
 
+def refused_stays_away(history: History) -> Iterator[str]:
+    """G20: a dispatch that was refused is not stored, now or later."""
+    intents = Counter(line["nonce"] for line in history.client if line["what"] == "intent")
+    refused = Counter(line["nonce"] for line in history.client if line["what"] == "refused")
+    stored = Counter(json.loads(row["params"])["nonce"] for row in history.jobs.values())
+    for nonce, times in refused.items():
+        if stored[nonce] > intents[nonce] - times:
+            yield f"G20: {nonce} was refused {times} of {intents[nonce]} times, and is stored {stored[nonce]} times"
+
+
 def one_job_a_key(history: History) -> Iterator[str]:
     """G12: a key is one job, stored and as it was told."""
     stored = Counter((row["name"], row["key"]) for row in history.jobs.values() if row["key"] is not None)
@@ -320,5 +330,8 @@ def all_over(history: History) -> Iterator[str]:
             yield f"G6: the life {life['id']} of process {life['pid']} is not noted as over"
 
 
-ALWAYS = (dispatches_kept, one_job_a_key, finished_stays, events_in_order, saved_is_stored, states_whole, undamaged)
+ALWAYS = (
+    dispatches_kept, refused_stays_away, one_job_a_key, finished_stays, events_in_order, saved_is_stored, states_whole,
+    undamaged,
+)  # fmt: skip
 AT_REST = (all_completed, results_right, all_over)

@@ -170,6 +170,10 @@ Spoil = Callable[[History], object]
 
 BREACHES: dict[str, tuple[Spoil, str]] = {
     "a dispatch is lost": (lambda h: h.jobs.clear(), "G1: the acknowledged dispatch of n as a is lost"),
+    "a refused dispatch is stored": (
+        lambda h: h.client.append({"what": "refused", "nonce": "n"}),
+        "G20: n was refused 1 of 1 times, and is stored 1 times",
+    ),
     "a job that nobody dispatched": (lambda h: h.client.clear(), "G1: n was dispatched 0 times, and is stored 1 times"),
     "a job stored twice": (
         lambda h: h.jobs.update(b={**h.jobs[A], "id": "b", "key": None}),
