@@ -40,7 +40,6 @@ log: logging.Logger = logging.getLogger("jobkit.recovery")
 PORTION: Final = 500
 """How many jobs are moved in one commit: the worker claims the first while the rest follow."""
 
-
 MUTE: Final = 2 / 3
 """After which part of a lease without a renewal of its own a life holds silence against nobody: who could speak?"""
 
@@ -173,7 +172,7 @@ class Recovery:
             case "crashed" | "rebooted" as death:
                 return death
             case "alive":
-                return "expired" if self._unheard_s(life) >= self._lease.total_seconds() and expired else None
+                return "expired" if self._is_silent(life) and expired else None
             case "unknown":
                 return "expired" if expired else None
 
