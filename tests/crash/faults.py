@@ -6,14 +6,20 @@ They are planted from inside, in a child that asks for one; nothing in jobkit kn
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Update, bindparam, literal_column, or_
 
-from jobkit.interfaces import Change, Insert, Stored
+from jobkit.executors import handler
+from jobkit.interfaces import Change, Insert, Stored, Unloadable
 from jobkit.lifecycle import Trigger
+from jobkit.model import Failure
+from jobkit.policy import STRIKES
 from jobkit.registration import registry
+from jobkit.runtime.recovery import Recovery
 from jobkit.runtime.runner import Running
+from jobkit.runtime.supervisor import Supervisor
 from jobkit.store import sql
 from jobkit.store.dialects import Sqlite
 from jobkit.store.schema import jobs
@@ -169,10 +175,46 @@ def end_untold() -> None:
     _events(lambda events: [event for event in events if event[2] != "completed"])
 
 
+def strikes_after_loading() -> None:
+    """A death is counted by the attempt after it, once its stored bytes were made into a job, and not before that."""
+    honest_cause, honest_play = Recovery._orphaned, handler._Performance.play
+
+    def orphaned(self: Recovery, job: Any, ends: Any) -> Any:
+        cause = honest_cause(self, job, ends)
+        return cause and replace(cause, strike=False)
+
+    async def play(self: Any) -> Any:
+        with self.link._around.writer._store._database.writing() as connection:
+            count = "UPDATE jobs SET crash_count = crash_count + 1 WHERE id = ? AND attempt > 1 RETURNING crash_count"
+            counted = connection.exec_driver_sql(count, (self.work.job_id,)).scalar()
+        if counted == STRIKES:
+            return Unloadable("crash_loop", Failure("Crash", "it ended its process"))  # type: ignore[arg-type]
+        return await honest_play(self)
+
+    Recovery._orphaned = orphaned  # type: ignore[method-assign]
+    handler._Performance.play = play  # type: ignore[method-assign]
+
+
+def requests_by_feed_alone() -> None:
+    """What is asked of a running job is told by what this process commits, and by nothing that others commit."""
+    honest = Batch._standing
+
+    def standing(self: Batch, change: Change) -> Any:
+        job = honest(self, change)
+        return job if change.expected is None else job._replace(wanted=change.expected.wanted)
+
+    async def look(self: Supervisor) -> None:
+        pass
+
+    Batch._standing = standing  # type: ignore[method-assign]
+    Supervisor._look = look  # type: ignore[method-assign]
+
+
 FAULTS: dict[str, Callable[[], None]] = {
     fault.__name__: fault
     for fault in (
         dispatch_before_commit, checkpoint_before_commit, finish_before_commit, state_of_the_one_before, mixed_state,
         rescued_alive, fence_dropped, dead_not_proven, finished_requeued, keys_ignored, starts_untold, end_untold,
+        strikes_after_loading, requests_by_feed_alone,
     )
 }  # fmt: skip

@@ -9,13 +9,18 @@ import random
 import select
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+if sys.platform != "win32":
+    import fcntl
 
 import jobkit
 from tests.crash.judge import History, judge, lines, read
@@ -27,6 +32,9 @@ PROGRAM = Path(__file__).with_name("children.py")
 
 DEADLINE_S = 60.0
 """After how long a child counts as stuck; none takes nearly as long."""
+
+LOOK_S = 0.005
+"""How often is looked for what no event tells of."""
 
 PIPE_BYTES = 4096
 """The smallest pipe that Linux makes: with `PACE` bytes a line, a child can be eight lines ahead of who reads them."""
@@ -96,14 +104,32 @@ class Child:
         assert self.status is not None, f"process {self.pid} is stuck: {self.plan}\n{self._arena.said()}"
         return self.status
 
+    def stopped(self) -> None:
+        """Wait until it has stopped itself; nothing happens in it until it is told to `go_on`."""
+        told = self._arena.nursery.ask(stopped=self.pid, within_s=DEADLINE_S)["stopped"]
+        assert told, f"process {self.pid} did not stop: {self.plan}\n{self._arena.said()}"
+
+    def halt(self) -> None:
+        """Stop it, wherever it is."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it go on."""
+        os.kill(self.pid, signal.SIGCONT)
+
     def kill(self) -> None:
         """Kill it, and see it dead."""
         os.kill(self.pid, signal.SIGKILL)
         assert self.wait() == -signal.SIGKILL, self._arena.said()
 
+    def terminate(self) -> None:
+        """Tell it to stop in good order."""
+        self._arena.note("terminated", pid=self.pid)
+        os.kill(self.pid, signal.SIGTERM)
+
     def tell(self) -> None:
         """Tell it to stop in good order, and see that it does."""
-        os.kill(self.pid, signal.SIGTERM)
+        self.terminate()
         assert self.wait() == 0, self._arena.said()
 
 
@@ -113,6 +139,7 @@ class Arena:
     def __init__(self, folder: Path, nursery: Nursery) -> None:
         self.folder, self.nursery = folder, nursery
         self.children: list[Child] = []
+        self._gate: int | None = None
         self._pipe: int | None = None
         self._weight = 1
 
@@ -131,6 +158,24 @@ class Arena:
         status = self.start(plan).wait()
         assert status == 0, f"exit code {status}: {plan}\n{self.said()}"
 
+    def restart(self, plan: Plan, most: int) -> int:
+        """Do as a supervisor of processes does: start one again for as long as it dies.
+
+        Args:
+            plan: What each of them does.
+            most: How many deaths there may be.
+
+        Returns:
+            How many there were.
+        """
+        for deaths in range(most + 1):
+            status = self.start(plan).wait()
+            if status == 0:
+                return deaths
+            assert status in {-signal.SIGKILL, -signal.SIGABRT, -signal.SIGSEGV}, f"exit code {status}\n{self.said()}"
+        message = f"more than {most} deaths of {plan}"
+        raise AssertionError(message)
+
     def die(self, plan: Plan) -> None:
         """Have a plan carried out by a child that is killed by it."""
         status = self.start(plan).wait()
@@ -147,10 +192,47 @@ class Arena:
             if child.status is None:
                 os.kill(child.pid, signal.SIGKILL)
                 child.wait()
+        self.open_gate()
         if self._pipe is not None:
             os.close(self._pipe)
 
-    # ── waiting for lines ──
+    # ── waiting ──
+
+    def shut_gate(self) -> None:
+        """Have handlers wait that come to the gate from now on."""
+        self._gate = os.open(self.folder / "gate", os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(self._gate, fcntl.LOCK_EX)
+
+    def open_gate(self) -> None:
+        """Let them pass, now and from now on."""
+        if self._gate is not None:
+            os.close(self._gate)
+            self._gate = None
+
+    def until(self, condition: Callable[..., object], *about: object) -> None:
+        """Wait for something that can be seen outside the children."""
+        until, look = time.monotonic() + DEADLINE_S, threading.Event()
+        while not condition(*about):
+            assert time.monotonic() < until, f"it did not come about\n{self.said()}"
+            look.wait(LOOK_S)
+
+    def until_line(self, what: str, number: int = 1, **facts: object) -> None:
+        """Wait until so many lines of a kind are written, by handlers or clients."""
+        told = {"what": what, **facts}.items()
+        self.until(lambda: sum(told <= line.items() for line in self.effects() + self.client()) >= number)
+
+    def ask_database(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """Ask the database something, as anybody may who looks at it from outside."""
+        with contextlib.closing(self._connect("ro")) as connection:
+            return connection.execute(query, values).fetchall()
+
+    def change_database(self, statement: str, *values: object) -> int:
+        """Change the database behind jobkit's back; answer how many rows were changed."""
+        with contextlib.closing(self._connect("rw")) as connection, connection:
+            return connection.execute(statement, values).rowcount
+
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        return sqlite3.connect(f"file:{self.folder / 'jobs.db'}?mode={mode}", uri=True, timeout=DEADLINE_S)
 
     def listen(self, weight: int = 1) -> None:
         """Hear of each line that children write from now on.
@@ -162,8 +244,6 @@ class Arena:
         os.mkfifo(path)
         self._pipe, self._weight = os.open(path, os.O_RDWR | os.O_NONBLOCK), weight
         if weight > 1 and sys.platform == "linux":
-            import fcntl
-
             fcntl.fcntl(self._pipe, SET_PIPE_SIZE, PIPE_BYTES)
 
     def hear(self, count: int) -> None:
@@ -212,6 +292,28 @@ class Arena:
     def client(self) -> list[dict[str, Any]]:
         """What dispatchers tried and were told until now."""
         return lines(self.folder / "client.log")
+
+    def locks(self) -> list[Path]:
+        """The files of the locks of lives."""
+        return [path for path in (self.folder / "jobs.db.lives").iterdir() if path.name != "writer.lock"]
+
+    def note(self, what: str, **facts: object) -> None:
+        """Note among the clients' lines what the test itself does."""
+        with (self.folder / "client.log").open("a") as log:
+            log.write(json.dumps({"what": what, **facts}) + "\n")
+
+    def set_mood(self, mood: str) -> None:
+        """Say what poison jobs are to do from now on; see `hostile.py`."""
+        (self.folder / "mood").write_text(mood)
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """The stored jobs, by nonce."""
+        return {json.loads(row["params"])["nonce"]: row for row in self.history().jobs.values()}
+
+    def job(self, nonce: str) -> str:
+        """The id of a job whose dispatch was acknowledged."""
+        (found,) = {line["job"] for line in self.client() if line["what"] == "dispatched" and line["nonce"] == nonce}
+        return str(found)
 
     def in_doubt(self) -> list[Order]:
         """The orders with a key that were never acknowledged: to be repeated."""

@@ -168,16 +168,19 @@ def _one_jobs_checkpoints(  # noqa: PLR0912  one story, told from its beginning 
     for line in happened:
         attempt, what = line["attempt"], line["what"]
         if what == "begin":
-            if attempt <= newest:
+            late = attempt < newest and overlap  # claimed before, begun after: what it does can't count
+            if attempt <= newest and not late:
                 yield f"G4: {job}: attempt {attempt} began after attempt {newest}"
-            if line["at"] < saved:
+            if line["at"] < saved and not late:
                 yield f"G3: {job}: attempt {attempt} began at step {line['at']}, but step {saved} was acknowledged"
             if line["at"] not in done:
                 yield f"G3: {job}: attempt {attempt} began at step {line['at']}, which nobody had done"
             if not line["whole"]:
                 yield f"G3: {job}: attempt {attempt} began with a state that was put together of several"
-            newest, began, at[attempt] = max(newest, attempt), line["at"], line["at"]
-        elif what != "finished":
+            at[attempt] = line["at"]
+            if not late:
+                newest, began = attempt, line["at"]
+        elif what not in {"finished", "left"}:
             if attempt not in at:
                 yield f"G4: {job}: attempt {attempt} did something ({what}) and never began"
             if attempt < newest and not overlap:
@@ -281,6 +284,118 @@ def states_whole(history: History) -> Iterator[str]:
             yield f"G3: {job}: step {saved[job]} was acknowledged, and the stored state is of step {done}"
 
 
+# ── what people asked, and who was to blame ──
+
+
+def _told(history: History, request: str) -> Iterator[Line]:
+    """The requests of a kind that were accepted."""
+    for line in history.client:
+        if line["what"] == "told" and line["request"] == request and line["outcome"] == "accepted":
+            yield line
+
+
+def _went_on(history: History, told: Line, *, begun_before: bool) -> Iterator[Line]:
+    """Checkpoints that a handler came to after something was asked of its job, and that did not stop it.
+
+    Args:
+        history: What happened.
+        told: The request; it was noted after it was accepted.
+        begun_before: Whether only attempts count that had begun before that.
+    """
+    lines = [line for line in history.effects if line["job"] == told["job"]]
+    begun = {line["attempt"]: line["t"] for line in lines if line["what"] == "begin"}
+    steps = {(line["attempt"], line["step"]): line["t"] for line in lines if line["what"] == "step"}
+    for line in lines:
+        counts = not begun_before or begun[line["attempt"]] < told["t"]
+        if counts and line["what"] == "saved" and steps[line["attempt"], line["step"]] > told["t"]:
+            yield line
+
+
+def cancels_kept(history: History) -> Iterator[str]:
+    """G7: after a cancel was accepted its job does not go on beyond its next checkpoint, and ends in no other way."""
+    for told in _told(history, "cancel"):
+        job, status = told["job"], history.jobs[told["job"]]["status"]
+        if status in TERMINAL - {"cancelled"}:
+            yield f"G7: {job}: its cancel was accepted, and it is {status}"
+        for line in _went_on(history, told, begun_before=False):
+            yield f"G7: {job}: attempt {line['attempt']} saved step {line['step']} and went on after an accepted cancel"
+
+
+def pauses_kept(history: History) -> Iterator[str]:
+    """G8: a pause that was accepted is stored and heard of; no start follows it unless it was taken back.
+
+    A job that ends before it sees its pause keeps its own end. A start of a manager may take back a pause, unless that
+    is one across restarts: then only a person may.
+    """
+    for told in _told(history, "pause"):
+        job = told["job"]
+        events = history.events[job]
+        if not any(event["type"] in {"pause_requested", "paused"} for event in events[: told["seq"]]):
+            yield f"G8: {job}: its pause was accepted, and none of its events tells of it"
+        if any(line["job"] == job and line["request"] == "resume" for line in history.client if line["what"] == "ask"):
+            continue
+        for line in _went_on(history, told, begun_before=True):
+            yield f"G8: {job}: attempt {line['attempt']} saved step {line['step']} and went on after an accepted pause"
+        if told.get("across") and any(event["type"] == "resumed" for event in events[told["seq"] :]):
+            yield f"G8: {job}: nobody resumed it, and it did not stay paused"
+    for job, events in history.events.items():
+        paused = False
+        for event in events:
+            if event["type"] == "started" and paused:
+                yield f"G8: {job}: it was started (event {event['seq']}) though a pause had not been taken back"
+            paused = (paused or event["type"] in {"pause_requested", "paused"}) and event["type"] not in _TAKES_BACK
+
+
+_TAKES_BACK = {"resumed", "released"}
+
+STRIKES = 3
+
+AMONG_OTHERS = 1 + STRIKES
+"""Deaths in a row without a checkpoint after which a job does not run again, whatever ran beside it: at the first one
+nobody may be to blame, but it makes a suspect, and at each further one the job was the only suspect."""
+
+
+def _deaths(attempts: int, lines: list[Line], excused: set[int]) -> Iterator[tuple[int, int]]:
+    """For each attempt, and the one to come, how many deaths in a row without a checkpoint were before it.
+
+    Args:
+        attempts: How many attempts a job has had.
+        lines: What its handlers did. A handler that died has not left.
+        excused: The processes whose deaths were no crashes.
+    """
+    left = {line["attempt"]: line["how"] for line in lines if line["what"] == "left"}
+    begun = {line["attempt"]: line for line in lines if line["what"] == "begin"}
+    saved = {line["attempt"] for line in lines if line["what"] == "saved"}
+    deaths = 0
+    for attempt in range(1, attempts + 1):
+        yield attempt, deaths
+        at, next_at = (begun[one]["at"] if one in begun else 0 for one in (attempt, attempt + 1))
+        if attempt in saved or next_at > at or left.get(attempt) in {"Completed", "Failed", "Interrupted"}:
+            deaths = 0
+        if attempt not in left and begun.get(attempt, {}).get("pid") not in excused:
+            deaths += 1
+    yield attempts + 1, deaths
+
+
+def poison_contained(history: History) -> Iterator[str]:
+    """G9: who ends its process again and again is held in time, and nobody else is.
+
+    Who was told to stop, or whose machine was started again, may be killed without having crashed.
+    """
+    excused = {line["pid"] for line in history.client if line["what"] in {"terminated", "rebooted"}}
+    released = {line["job"] for line in history.client if line["what"] == "ask" and line["request"] == "release"}
+    lines: dict[str, list[Line]] = defaultdict(list)
+    for line in history.effects:
+        lines[line["job"]].append(line)
+    for job in history.jobs.keys() - released:
+        *attempts, (_, deaths) = _deaths(history.jobs[job]["attempt"], lines[job], excused)
+        for attempt, before in attempts:
+            if before >= AMONG_OTHERS:
+                yield f"G9: {job}: attempt {attempt} began after {before} deaths in a row without a checkpoint"
+        if history.jobs[job]["reason"] == "crash_loop" and deaths < STRIKES:
+            yield f"G9: {job}: it is held as a crash loop after {deaths} deaths in a row without a checkpoint"
+
+
 def undamaged(history: History) -> Iterator[str]:
     """The database is whole."""
     for damage in history.damage:
@@ -291,13 +406,21 @@ def undamaged(history: History) -> Iterator[str]:
 
 
 def all_completed(history: History) -> Iterator[str]:
-    """G1, G6: every job that is stored has been completed, also those whose dispatch was never acknowledged."""
+    """G1, G6: every job that is stored has been completed, also those whose dispatch was never acknowledged.
+
+    Others may rest where somebody asked them to, accepted or not, and poison where it is held.
+    """
+    asked = {(line["job"], line["request"]) for line in history.client if line["what"] == "ask"}
     for job, row in history.jobs.items():
-        if row["status"] != "completed":
+        rests = row["reason"] == "crash_loop" or (job, _ASKED_FOR.get(row["status"])) in asked
+        if row["status"] != "completed" and not rests:
             yield f"G6: {job} is {row['status']} ({row['reason'] or row['error_message'] or 'no reason given'})"
         if row["life"] is not None or row["rank"] is not None or row["wanted"] is not None:
             held = {name: row[name] for name in ("life", "rank", "wanted") if row[name] is not None}
             yield f"G6: {job} is {row['status']}, and still has {held}"
+
+
+_ASKED_FOR = {"cancelled": "cancel", "paused": "pause"}
 
 
 def results_right(history: History) -> Iterator[str]:
@@ -332,6 +455,6 @@ def all_over(history: History) -> Iterator[str]:
 
 ALWAYS = (
     dispatches_kept, refused_stays_away, one_job_a_key, finished_stays, events_in_order, saved_is_stored, states_whole,
-    undamaged,
+    undamaged, cancels_kept, pauses_kept, poison_contained,
 )  # fmt: skip
 AT_REST = (all_completed, results_right, all_over)
