@@ -241,13 +241,16 @@ def rescued_all_or_none() -> None:
 
 
 def _numbered_anew(batch: Batch, job: Standing) -> Standing:
-    """Take of a job's standing what was read before, but the number of its latest event: that is unique."""
-    row = batch._sql.standing.one(batch._connection, (job.id,)).one()
-    return job._replace(event_seq=sql.standing_of(row).event_seq)
+    """Take of a job's standing what was read before, but the numbers as they are: an event's number is unique."""
+    now = sql.standing_of(batch._sql.standing.one(batch._connection, (job.id,)).one())
+    return job._replace(event_seq=now.event_seq, checkpoint_seq=now.checkpoint_seq)
 
 
 def rescued_by_id() -> None:
-    """A sweep puts back whatever has the id of a job that it found, with an event that has a number to spare."""
+    """A sweep puts back whatever has the id of a job that it found.
+
+    With its guard dropped, the uniqueness of events' numbers still saves jobkit: so the plant gives its event a new one.
+    """
     _by_id_alone()
     honest = Batch.together
 
@@ -287,7 +290,8 @@ def key_read_before() -> None:
 def claimed_as_read_before() -> None:
     """A claim looks for jobs before its transaction has the lock to write, and starts them by their ids alone.
 
-    So does a deferred BEGIN on a database that lets both go on. SQLite would refuse the second one as "locked".
+    So does a deferred BEGIN on a database that lets both go on. SQLite would refuse the second one as "locked", and the
+    uniqueness of events' numbers would save jobkit: so the plant looks in a transaction that ends, and counts anew.
     """
     _by_id_alone()
     honest, look, seen = SqlStore.commit, Batch._candidates, list[Any]()
