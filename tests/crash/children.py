@@ -26,6 +26,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -35,8 +36,9 @@ import anyio
 from jobkit import BlockingJobContext, IllegalTransition, Job, JobContext, JobManager, Settings, job, state
 from jobkit.points import arm
 from jobkit.runtime import node
-from jobkit.runtime.clock import SystemThreads
+from jobkit.runtime.clock import SystemClock, SystemThreads
 from jobkit.store import dialects
+from jobkit.store.sqlstore import SqlStore
 from jobkit.testing import kill_at
 from tests.crash.plans import Ask, Order, Plan
 from tests.crash.record import client, effects, place
@@ -257,6 +259,28 @@ class Eager(SystemThreads):
         return signal.wait(0.02 if seconds > HOUR_S / 4 else seconds)
 
 
+def _held_up(kind: str) -> None:
+    """Wait before the first transaction with a write of this kind, as a slow process would: see `Arena.held_up`."""
+    honest, waits = SqlStore._apply, True
+
+    def apply(self: SqlStore, batch: Any, points: set[str], how: Any) -> list[Any]:
+        nonlocal waits
+        if waits and kind in points:
+            waits = False
+            (place.folder / "here").write_bytes(b".")
+            (place.folder / "go").read_bytes()
+        return honest(self, batch, points, how)
+
+    SqlStore._apply = apply  # type: ignore[method-assign]
+
+
+def _set_clock(ahead_s: float) -> None:
+    """Have this process's own clock go wrong: all of it that jobkit ever looks at."""
+    right = time.time_ns
+    time.time_ns = lambda: right() + int(ahead_s * 1e9)
+    SystemClock.wall = lambda self: datetime.now(UTC) + timedelta(seconds=ahead_s)  # type: ignore[method-assign]  # noqa: ARG005
+
+
 def _finished(transition: Transition) -> None:
     """Observe: note each end that was committed."""
     after = transition.after
@@ -361,6 +385,10 @@ def carry_out(plan: Plan) -> None:
         dialects.WAL_CHECKPOINT_ROWS, dialects.WAL_TRUNCATE_BYTES = plan["upkeep"]  # type: ignore[misc]
     if "boot" in plan:
         dialects.boot_id = node.boot_id = lambda: plan["boot"]  # type: ignore[attr-defined]
+    if "held_up" in plan:
+        _held_up(plan["held_up"])
+    if "ahead_s" in plan:
+        _set_clock(plan["ahead_s"])
     if "fault" in plan:
         from tests.crash.faults import FAULTS
 

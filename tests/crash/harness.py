@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -117,6 +117,12 @@ class Child:
         """Let it go on."""
         os.kill(self.pid, signal.SIGCONT)
 
+    def lives(self) -> bool:
+        """Whether it has not ended yet."""
+        if self.status is None:
+            self.status = self._arena.nursery.ask(wait=self.pid, within_s=0)["status"]
+        return self.status is None
+
     def kill(self) -> None:
         """Kill it, and see it dead."""
         os.kill(self.pid, signal.SIGKILL)
@@ -180,6 +186,27 @@ class Arena:
         """Have a plan carried out by a child that is killed by it."""
         status = self.start(plan).wait()
         assert status == -signal.SIGKILL, f"exit code {status}, not killed: {plan}\n{self.said()}"
+
+    @contextlib.contextmanager
+    def held_up(self, before: str, plan: Plan) -> Iterator[None]:
+        """Have a plan carried out by a child that waits, just before its first write of a kind, until the block ends.
+
+        Args:
+            before: The kind of write, as crash points name it, such as `"claim"`.
+            plan: What the child does, to its end.
+        """
+        here, go = self.folder / "here", self.folder / "go"
+        os.mkfifo(here)
+        os.mkfifo(go)
+        arrived = os.open(here, os.O_RDWR | os.O_NONBLOCK)
+        try:
+            child = self.start({**plan, "held_up": before})
+            assert select.select([arrived], [], [], DEADLINE_S)[0], f"nobody came to {before!r}: {plan}\n{self.said()}"
+            yield
+        finally:
+            os.close(arrived)
+        go.write_bytes(b".")
+        assert child.wait() == 0, self.said()
 
     def said(self) -> str:
         """What children wrote to their output."""
@@ -269,6 +296,31 @@ class Arena:
             while os.read(self._pipe, 65536):
                 pass
 
+    # ── damage from outside ──
+
+    def damage(self, job: str, statement: str, *values: object, status: str, reason: str | None = None) -> None:
+        """Damage a job's row, behind everybody's back.
+
+        Args:
+            job: Its id.
+            statement: The SQL that does it.
+            values: What belongs to it.
+            status: What must become of the job; `reason` likewise.
+            reason: See there.
+        """
+        with contextlib.closing(sqlite3.connect(self.folder / "jobs.db")) as connection, connection:
+            connection.execute(statement, values)
+            attempt, state = connection.execute("SELECT attempt, hex(state) FROM jobs WHERE id = ?", (job,)).fetchone()
+        line = {"job": job, "attempt": attempt, "state": state, "status": status, "reason": reason}
+        with (self.folder / "damage.log").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+
+    def hide_locks(self) -> None:
+        """Take away what proves of lives that they are alive, or not: only their leases are left to judge by."""
+        for lock in (self.folder / "jobs.db.lives").glob("*.lock"):
+            if lock.stem != "writer":
+                lock.rename(lock.with_suffix(".hidden"))
+
     # ── judging ──
 
     def history(self) -> History:
@@ -279,7 +331,9 @@ class Arena:
         for name in ("jobs.db", "jobs.db-wal"):
             if (self.folder / name).exists():
                 shutil.copyfile(self.folder / name, copy / name)
-        return read(self.folder, copy / "jobs.db")
+        history = read(self.folder, copy / "jobs.db")
+        living = {child.pid for child in self.children if child.lives()}  # asked last: who lives now, lived then
+        return history._replace(living=living)
 
     def judge(self, *, at_rest: bool = True, overlap: bool = False) -> list[str]:
         """Judge what happened until now."""

@@ -36,6 +36,8 @@ class History(NamedTuple):
         events: The stored events, by job, in the order in which they were committed.
         lives: The stored lives.
         damage: What the database says of its own integrity.
+        damaged: What was done to single jobs from outside, by job: at which attempt, and what must become of them.
+        living: The processes that were alive after the database had been read.
     """
 
     effects: list[Line]
@@ -44,6 +46,8 @@ class History(NamedTuple):
     events: dict[str, list[Line]]
     lives: list[Line]
     damage: list[str]
+    damaged: dict[str, Line]
+    living: set[int]
 
 
 def read(folder: Path, database: Path | None = None) -> History:
@@ -74,6 +78,8 @@ def read(folder: Path, database: Path | None = None) -> History:
             events=events,
             lives=rows("SELECT * FROM lives"),
             damage=damage,
+            damaged={line["job"]: line for line in lines(folder / "damage.log")},
+            living=set(),
         )
 
 
@@ -96,6 +102,8 @@ def judge(history: History, *, at_rest: bool = True, overlap: bool = False) -> l
     """
     found = [breach for predicate in ALWAYS for breach in predicate(history)]
     found += checkpoints_kept(history, overlap=overlap)
+    if not overlap:
+        found += living_spared(history)
     if at_rest:
         found += [breach for predicate in AT_REST for breach in predicate(history)]
     return found
@@ -269,6 +277,8 @@ def states_whole(history: History) -> Iterator[str]:
         if line["what"] == "saved":
             saved[line["job"]] = max(saved[line["job"]], line["step"])
     for job, row in history.jobs.items():
+        if job in history.damaged:
+            continue  # see `damage_contained`
         state: Line = {"done": 0, "trail": [], "pad": b""}
         owner = job
         if row["state"] is not None:
@@ -396,6 +406,26 @@ def poison_contained(history: History) -> Iterator[str]:
             yield f"G9: {job}: it is held as a crash loop after {deaths} deaths in a row without a checkpoint"
 
 
+def damage_contained(history: History) -> Iterator[str]:
+    """G10, G17: what was damaged never reaches user code, and its bytes are kept."""
+    for line in history.effects:
+        damaged = history.damaged.get(line["job"])
+        if damaged is not None and line["attempt"] > damaged["attempt"]:
+            since = f"was damaged after attempt {damaged['attempt']}"
+            yield f"G17: {line['job']}: attempt {line['attempt']} did something ({line['what']}) with what {since}"
+    for job, damaged in history.damaged.items():
+        row = history.jobs.get(job)
+        if row is None or (row["state"] or b"") != bytes.fromhex(damaged["state"]):
+            yield f"G10: {job}: the bytes of its damaged state were not kept"
+
+
+def living_spared(history: History) -> Iterator[str]:
+    """G14: nobody is taken for dead who is alive, whatever the clocks say."""
+    for life in history.lives:
+        if life["pid"] in history.living and life["ended_how"] not in {None, "left"}:
+            yield f"G14: the life {life['id']} was noted as {life['ended_how']}, and process {life['pid']} is alive"
+
+
 def undamaged(history: History) -> Iterator[str]:
     """The database is whole."""
     for damage in history.damage:
@@ -412,6 +442,8 @@ def all_completed(history: History) -> Iterator[str]:
     """
     asked = {(line["job"], line["request"]) for line in history.client if line["what"] == "ask"}
     for job, row in history.jobs.items():
+        if job in history.damaged:
+            continue  # see `damaged_set_aside`
         rests = row["reason"] == "crash_loop" or (job, _ASKED_FOR.get(row["status"])) in asked
         if row["status"] != "completed" and not rests:
             yield f"G6: {job} is {row['status']} ({row['reason'] or row['error_message'] or 'no reason given'})"
@@ -421,6 +453,15 @@ def all_completed(history: History) -> Iterator[str]:
 
 
 _ASKED_FOR = {"cancelled": "cancel", "paused": "pause"}
+
+
+def damaged_set_aside(history: History) -> Iterator[str]:
+    """G10: a damaged job is where it does no harm."""
+    for job, damaged in history.damaged.items():
+        row = history.jobs.get(job)
+        if row is not None and (row["status"], row["reason"]) != (damaged["status"], damaged["reason"]):
+            due = f"it was damaged, so that it had to become {damaged['status']} ({damaged['reason']})"
+            yield f"G10: {job} is {row['status']} ({row['reason']}): {due}"
 
 
 def results_right(history: History) -> Iterator[str]:
@@ -455,6 +496,6 @@ def all_over(history: History) -> Iterator[str]:
 
 ALWAYS = (
     dispatches_kept, refused_stays_away, one_job_a_key, finished_stays, events_in_order, saved_is_stored, states_whole,
-    undamaged, cancels_kept, pauses_kept, poison_contained,
+    damage_contained, undamaged, cancels_kept, pauses_kept, poison_contained,
 )  # fmt: skip
-AT_REST = (all_completed, results_right, all_over)
+AT_REST = (all_completed, damaged_set_aside, results_right, all_over)

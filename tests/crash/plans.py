@@ -58,6 +58,8 @@ class Plan(TypedDict, total=False):
         upkeep: After how many rows, and above how many bytes, SQLite's log is moved into the database, and cut short.
         boot: The boot that it takes this to be of its machine, as after a power loss; the true one by default.
         eager: Whether its lease is renewed all the time.
+        held_up: The kind of write (as crash points name them) before whose first transaction it waits to be let go.
+        ahead_s: How far its own clock is ahead; the database's is right.
         pipe: A pipe that is told of each line, so that somebody can wait for it.
         weight: How many bytes the pipe gets for each line: many bytes fill it soon, and no line is written until they
             are read, so that this process can't run ahead.
@@ -85,6 +87,8 @@ class Plan(TypedDict, total=False):
     upkeep: tuple[int, int]
     boot: str
     eager: bool
+    held_up: str
+    ahead_s: float
     pipe: str
     weight: int
     fault: str

@@ -33,6 +33,7 @@ from jobkit.store import SqlStore
 from tests.crash import children
 from tests.crash.judge import judge, read
 from tests.crash.plans import Order
+from tests.crash.record import client, place
 from tests.runtime.kit import OtherProcess
 
 PAGE: Final = 4096
@@ -249,7 +250,7 @@ class Person:
         try:
             return await children._dispatch(self.manager, order)
         except (StoreUnavailable, ManagerNotRunning) as error:
-            children.client("refused", nonce=order["nonce"])
+            client("refused", nonce=order["nonce"])
             if self.manager._running:  # it may have ended meanwhile, since it could not start
                 self._witness.hear(error)
             return None
@@ -309,9 +310,9 @@ async def _go_on(path: Path) -> None:
 def _leave_a_job_running(path: Path) -> None:
     """Be a process that died while it ran a job."""
     other = OtherProcess(path, registry=jobkit.registry)
-    children.client("intent", nonce="left", key=None)
+    client("intent", nonce="left", key=None)
     (job_id,) = other.put(children.Count(nonce="left", steps=2))
-    children.client("dispatched", nonce="left", key=None, job=job_id)
+    client("dispatched", nonce="left", key=None, job=job_id)
     other.claim()
     other.die()
 
@@ -398,7 +399,7 @@ def _make_folders(disk: Any, case: Case) -> Outcome:
 def _end(disk: Any, witness: Witness) -> Outcome:
     disk.free()
     anyio.run(_go_on, disk.folder / "jobs.db")
-    history = read(children.folder, disk.folder / "jobs.db")
+    history = read(place.folder, disk.folder / "jobs.db")
     lives = sum(life["node"] != "other" for life in history.lives)
     return Outcome(**witness.outcome(), breaches=judge(history), lives=lives)
 
@@ -442,11 +443,9 @@ def main(kind: str) -> None:
         anyio.run(children._nothing, backend=backend)
     while line := sys.stdin.readline():
         case = json.loads(line)
-        children.folder = Path(case["folder"])
-        (children.folder / "disk").mkdir(parents=True)
-        children.effects = children.Log(children.folder / "effects.log", None, 1)
-        children.client = children.Log(children.folder / "client.log", None, 1)
-        disk = KINDS[kind](children.folder / "disk")
+        (Path(case["folder"]) / "disk").mkdir(parents=True)
+        place.begin(Path(case["folder"]), None, 1)
+        disk = KINDS[kind](place.folder / "disk")
         status = _forked(WHAT[case.get("what", "work")], disk, case)
         if status == -signal.SIGKILL:
             status = _forked(_live_on, disk, case)

@@ -75,6 +75,14 @@ PLANTED: dict[str, tuple[list[Plan], Breaches]] = {
         [Plan(dispatch=ONE)],
         [("G11", "2 events are stored, and the row says 3"), ("G11", "its last event says running")],
     ),
+    "events_apart": (
+        [
+            Plan(dispatch=ONE, kill=("claim.after_commit", 1)),
+            Plan(kill=("finish.after_commit", 1)),
+            Plan(),
+        ],
+        [("G11", "its events are numbered [1, 3, 4]"), ("G11", "its last event says running, its row completed")],
+    ),
 }
 """For each planted bug: what the processes do (all but the last may die), and what must be found."""
 
@@ -162,8 +170,12 @@ def _good() -> History:
         _event(4, "started", "running"),
         _event(5, "completed", "completed"),
     ]
-    lives: list[Line] = [{"id": "l", "pid": 1, "ended_at": "2030-01-01T00:00:00Z"}]
-    return History(effects, client, {A: row}, {A: events}, lives, [])
+    lives: list[Line] = [{"id": "l", "pid": 1, "ended_at": "2030-01-01T00:00:00Z", "ended_how": "left"}]
+    return History(effects, client, {A: row}, {A: events}, lives, [], {}, {1})
+
+
+def _damaged(**facts: Any) -> dict[str, Line]:
+    return {A: {"attempt": 2, "state": _state(3, [1, 1, 2]).hex(), "status": "completed", "reason": None, **facts}}
 
 
 Spoil = Callable[[History], object]
@@ -307,6 +319,22 @@ BREACHES: dict[str, tuple[Spoil, str]] = {
     "fewer attempts than have run": (
         lambda h: h.jobs[A].update(attempt=1),
         "G4: a: attempt 2 has run, and the row says 1",
+    ),
+    "what was damaged has run": (
+        lambda h: h.damaged.update(_damaged(attempt=1)),
+        "G17: a: attempt 2 did something (begin) with what was damaged after attempt 1",
+    ),
+    "what was damaged was overwritten": (
+        lambda h: h.damaged.update(_damaged(state="00")),
+        "G10: a: the bytes of its damaged state were not kept",
+    ),
+    "what was damaged was not set aside": (
+        lambda h: h.damaged.update(_damaged(status="held", reason="corrupt_state")),
+        "G10: a is completed (None): it was damaged, so that it had to become held (corrupt_state)",
+    ),
+    "taken for dead alive": (
+        lambda h: h.lives[0].update(ended_how="expired"),
+        "G14: the life l was noted as expired, and process 1 is alive",
     ),
     "damage": (lambda h: h.damage.append("row 1 missing"), "the database is damaged: row 1 missing"),
     "not done": (lambda h: h.jobs[A].update(status="paused", reason="user"), "G6: a is paused (user)"),

@@ -122,7 +122,7 @@ def _good(request: str, status: str, *events: str) -> History:
         {"job_id": A, "seq": seq, "type": kind, "status": stands} for seq, (kind, stands) in enumerate(told, 1)
     ]
     lives: list[Line] = [{"id": "l", "pid": 1, "ended_at": "2030-01-01T00:00:00Z"}]
-    return History(effects, client, {A: row}, {A: stored}, lives, [])
+    return History(effects, client, {A: row}, {A: stored}, lives, [], {}, set())
 
 
 CANCELLED: Final = _good("cancel", "cancelled", "cancel_requested")
