@@ -37,6 +37,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from jobkit.errors import StoreUnavailable
+from jobkit.store.forks import FORKS
 from jobkit.store.locks import PRIVATE, FileLock, is_free
 from jobkit.store.sql import text_of, time_of
 
@@ -180,6 +181,7 @@ class Sqlite:
         if self._connection is not None and self._pid == os.getpid():
             raise StoreUnavailable(f"{self.location} is open already", "close it first, or make another store for it")
         self._leave_to_parent()
+        FORKS.opening(self, self.path)
         self._pid = os.getpid()
         try:
             self._connect()
@@ -216,7 +218,7 @@ class Sqlite:
         if self._pid != os.getpid():
             self._leave_to_parent()
             return
-        with self._mutex, contextlib.ExitStack() as stack:
+        with self._mutex, FORKS.inside(), contextlib.ExitStack() as stack:
             with contextlib.suppress(StoreUnavailable):
                 stack.enter_context(self._queued(CLOSING_S))
             if self._connection is not None:
@@ -225,6 +227,7 @@ class Sqlite:
             for engine in self._engines:
                 engine.dispose()
             self._connection, self._engines = None, ()
+        FORKS.closed(self)
         if self._queue is not None:
             self._queue.close()
             self._queue = None
@@ -293,7 +296,7 @@ class Sqlite:
         if self._pid != os.getpid():
             raise StoreUnavailable(
                 "this process was forked from the one that opened the database",
-                "make and start a manager in the child; a SQLite connection must not cross a fork",
+                "start managers after forking, each process its own; a SQLite connection must not cross a fork",
             )
         return self._connection
 
@@ -442,9 +445,10 @@ class Sqlite:
 
     @contextlib.contextmanager
     def _said(self) -> Iterator[None]:
-        """Say the database's own trouble as `StoreUnavailable`, and let pass what one value is to blame for."""
+        """Use SQLite: say its own trouble as `StoreUnavailable`, and let pass what one value is to blame for."""
         try:
-            yield
+            with FORKS.inside():
+                yield
         except (IntegrityError, DataError, InterfaceError, ProgrammingError):
             raise
         except (DBAPIError, sqlite3.Error, PoolTimeout) as error:

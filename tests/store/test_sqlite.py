@@ -410,46 +410,6 @@ def test_the_schema_is_not_sqlites_alone():
 
 # ── what it refuses ──
 
-FORKED = """
-import os
-from jobkit.errors import StoreUnavailable
-from jobkit.filters import JobFilter
-from jobkit.store import SqlStore
-from jobkit.testing.store_contract import Bench
-store = SqlStore(f"sqlite:///{args[0]}")
-store.open()
-first = Bench(store).add()
-store.page(JobFilter(), 1, None)
-store._database._mutex.acquire()  # as another thread might, at that moment
-pid = os.fork()
-if pid == 0:
-    for call in (lambda: Bench(store).add(), lambda: store.get(first)):
-        try:
-            call()
-        except StoreUnavailable as error:
-            say(error)
-    store.close()
-    store.open()
-    Bench(store).add()
-    say(store.stats(JobFilter()).total)
-    store.close()
-    os._exit(0)
-store._database._mutex.release()
-_, status = os.waitpid(pid, 0)
-say(status)
-Bench(store).add()
-say(store.stats(JobFilter()).total)
-store.close()
-"""
-
-
-def test_a_forked_connection_is_refused(path: Path):
-    """A forked child is told to open its own connection, and can; it waits for nothing, and its parent goes on."""
-    *refused, in_child, status, in_parent = Child(FORKED, path).ends()
-    assert len(refused) == 2
-    assert all("forked" in told and "in the child" in told for told in refused)
-    assert (in_child, status, in_parent) == ("2", "0", "3")
-
 
 def test_network_file_systems_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch):
     """A network file system is refused, with the way out, unless the risk is taken; nothing is created there."""
