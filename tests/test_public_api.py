@@ -17,7 +17,7 @@ CONTRACT = {
     "FrozenParameter", "JobNotFound", "IllegalTransition", "KeyConflict", "LeaseLost", "StateTooLarge",
     "StateCorrupt", "StateVersionError", "SerializationError",
     "StoreUnavailable", "SchemaMismatch", "JobFailed", "JobCancelled", "JobTimedOut", "JobLost",
-    "JobHeld", "JobkitError",
+    "JobHeld", "JobkitError", "BlockingJobManager",
 }  # fmt: skip
 
 FIRST_IN_A_FRESH_PROCESS = """

@@ -115,8 +115,8 @@ def test_what_is_in_memory_is_each_process_s_own(path: Path):
 
 
 BUSY = """
-import faulthandler
-faulthandler.dump_traceback_later(50, exit=True)
+import signal
+signal.alarm(50)
 forks.PATIENCE_S = float(args[1])
 store = SqlStore(url)
 store.open()
@@ -161,6 +161,7 @@ store = SqlStore(url)
 store.open()
 forks.FORKS.after_in_child()  # as in a child of a program that forks without telling Python beforehand
 say(tried(total, other))
+store.close()
 """
 
 
