@@ -171,7 +171,11 @@ class ManagerNotRunning(JobkitError):
     problem: str
     advice: str
 
-    def __init__(self, problem: str, advice: str) -> None:
+    def __init__(
+        self,
+        problem: str = "the manager is not running",
+        advice: str = "enter it as a context manager, or start() it",
+    ) -> None:
         super().__init__(f"{problem}: {advice}")
         self.problem, self.advice = problem, advice
 

@@ -251,7 +251,7 @@ class JobManager:
                 await self._node.end()
         finally:
             await self._writer.close()
-            self._watch.close()
+            await self._watch.close()
             self._feed.close()
             await to_thread.run_sync(self._store.close)
 

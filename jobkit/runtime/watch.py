@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
+import anyio
 from anyio import CapacityLimiter, to_thread
 
 from jobkit.errors import JobNotFound, ManagerNotRunning
@@ -30,6 +31,9 @@ READS_AT_ONCE: Final = 4
 
 PAGE: Final = 500
 """How many events are read at once."""
+
+LAST_READS_S: Final = 5.0
+"""How long to wait at the end for those who are reading; a read that takes longer is left to fail."""
 
 POLL_S: Final = (0.05, 0.1, 0.2, 0.5)
 """How long to wait, if nobody tells, before looking at the database again; the last value holds on."""
@@ -55,14 +59,18 @@ class Watch:
         """Allow reading; on the event loop."""
         self._limiter = CapacityLimiter(READS_AT_ONCE)
 
-    def close(self) -> None:
-        """Refuse to read from now on."""
-        self._limiter = None
+    async def close(self) -> None:
+        """Refuse to read from now on, and let those who are reading come to their end."""
+        limiter, self._limiter = self._limiter, None
+        if limiter is not None:
+            with anyio.move_on_after(LAST_READS_S):
+                for _ in range(READS_AT_ONCE):
+                    await limiter.acquire_on_behalf_of(object())
 
     def check(self) -> None:
         """Raise `ManagerNotRunning` unless open."""
         if self._limiter is None:
-            raise ManagerNotRunning("the manager is not started", "use `async with JobManager(...)`, or await start()")
+            raise ManagerNotRunning
 
     async def read(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a reading function in a thread."""

@@ -24,7 +24,6 @@ import platform
 import sqlite3
 import sys
 import threading
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
@@ -45,6 +44,7 @@ from sqlalchemy.pool import QueuePool, StaticPool
 
 from jobkit.errors import StoreUnavailable
 from jobkit.store import disk
+from jobkit.store.forks import FORKS
 from jobkit.store.locks import PRIVATE, SLICE_S, FileLock, Patience, holders, is_free
 from jobkit.store.sql import text_of, time_of
 from jobkit.store.trouble import AGAIN, DISK_FULL, LOCKED, READ_ONLY, name_of, unavailable
@@ -197,8 +197,7 @@ class Sqlite:
         if self._connection is not None and self._pid == os.getpid():
             raise StoreUnavailable(f"{self.location} is open already", "close it first, or make another store for it")
         self._leave_to_parent()
-        if self.path is not None and any(self.path == path and pid != os.getpid() for path, pid in _open.elements()):
-            raise self._forked()
+        FORKS.opening(self, self.path)
         self._pid = os.getpid()
         self._patience = Patience(self._busy_s)
         try:
@@ -206,8 +205,6 @@ class Sqlite:
         except BaseException:
             self.close()
             raise
-        if self.path is not None:
-            _open[self.path, self._pid] += 1
         if sqlite3.sqlite_version_info < FIXED_RELEASE:
             log.info("SQLite %s has a bug that jobkit works around; 3.51.3 and later don't", sqlite3.sqlite_version)
 
@@ -240,7 +237,7 @@ class Sqlite:
         if self._pid != os.getpid():
             self._leave_to_parent()
             return
-        with self._mutex, contextlib.ExitStack() as stack:
+        with self._mutex, FORKS.inside(), contextlib.ExitStack() as stack:
             with contextlib.suppress(StoreUnavailable):
                 stack.enter_context(self._queued(TIDYING_S))
             if self._connection is not None:
@@ -248,9 +245,8 @@ class Sqlite:
                     self._connection.close()
             for engine in self._engines:
                 engine.dispose()
-            if self._connection is not None and self.path is not None:
-                _open[self.path, self._pid] -= 1
             self._connection, self._engines = None, ()
+        FORKS.closed(self)
         if self._queue is not None:
             self._queue.close()
             self._queue = None
@@ -315,14 +311,11 @@ class Sqlite:
         if self._connection is None:
             raise StoreUnavailable(f"{self.location} is not open", "start the manager, or open the store")
         if self._pid != os.getpid():
-            raise self._forked()
+            raise StoreUnavailable(
+                "this process was forked from the one that opened the database",
+                "start managers after forking, each process its own; a SQLite connection must not cross a fork",
+            )
         return self._connection
-
-    def _forked(self) -> StoreUnavailable:
-        return StoreUnavailable(
-            f"this process was forked from one that has {self.location} open, which SQLite's locks don't survive",
-            "start it afresh, as subprocess and multiprocessing's spawn do, or open the database after forking alone",
-        )
 
     @staticmethod
     def _driver(connection: Connection) -> sqlite3.Connection:
@@ -511,17 +504,15 @@ class Sqlite:
 
     @contextlib.contextmanager
     def _said(self) -> Iterator[None]:
-        """Say the database's own trouble as `StoreUnavailable`, and let pass what one value is to blame for."""
+        """Use SQLite: say its own trouble as `StoreUnavailable`, and let pass what one value is to blame for."""
         try:
-            yield
+            with FORKS.inside():
+                yield
         except (IntegrityError, DataError, InterfaceError, ProgrammingError):
             raise
         except (DBAPIError, sqlite3.Error, PoolTimeout, OSError) as error:
             raise unavailable(error, self.location, self.path) from error
 
-
-_open: Final[Counter[tuple[Path, int]]] = Counter()
-"""Which files are open in which process: in a forked child also what its parents had open when it was forked."""
 
 _inherited: Final[list[object]] = []
 """Connections of a parent process: closing one in the child would meddle with a database that the parent works on."""

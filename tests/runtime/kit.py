@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -239,6 +241,31 @@ async def pass_until(clock: FakeClock, condition: Callable[[], object], step_s: 
         return None
 
     await until(moved)
+
+
+def until_so(condition: Callable[[], object]) -> None:
+    """Do what `until` does, in a thread that may block."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        threading.Event().wait(LOOK_S)
+
+
+def in_thread(run: Callable[..., object], *args: Any) -> threading.Thread:
+    """Run a function in a thread."""
+    thread = threading.Thread(target=run, args=args, daemon=True)
+    thread.start()
+    return thread
+
+
+def interrupt_when(condition: Callable[[], object]) -> threading.Thread:
+    """Have another thread press Ctrl-C for the main one, as soon as something has come."""
+
+    def press() -> None:
+        until_so(condition)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    return in_thread(press)
 
 
 class Listener:

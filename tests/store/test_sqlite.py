@@ -446,57 +446,6 @@ def test_the_schema_is_not_sqlites_alone():
 
 # ── what it refuses ──
 
-FORKED = """
-import os
-from jobkit.errors import StoreUnavailable
-from jobkit.filters import JobFilter
-from jobkit.store import SqlStore
-from jobkit.testing.store_contract import Bench
-store = SqlStore(f"sqlite:///{args[0]}")
-store.open()
-first = Bench(store).add()
-store.page(JobFilter(), 1, None)
-store._database._mutex.acquire()  # as another thread might, at that moment
-pid = os.fork()
-if pid == 0:
-    again = SqlStore(f"sqlite:///{args[0]}")
-    for call in (lambda: Bench(store).add(), lambda: store.get(first), store.close, store.open, again.open):
-        try:
-            call()
-        except StoreUnavailable as error:
-            say(error)
-    other = SqlStore(f"sqlite:///{args[0]}.other")
-    other.open()
-    Bench(other).add()
-    say(other.stats(JobFilter()).total)
-    other.close()
-    os._exit(0)
-store._database._mutex.release()
-_, status = os.waitpid(pid, 0)
-say(status)
-Bench(store).add()
-say(store.stats(JobFilter()).total)
-store.close()
-if os.fork() == 0:
-    store.open()  # nothing was open when it was forked
-    Bench(store).add()
-    say(store.stats(JobFilter()).total)
-    store.close()
-    os._exit(0)
-os.wait()
-"""
-
-
-def test_a_forked_child_leaves_its_parents_database_alone(path: Path):
-    """G1: a child that was forked beside an open database is told to start afresh: its commits there could be lost.
-
-    It waits for nothing, its parent goes on, and any other database it can use, as it can this one once it is closed.
-    """
-    *refused, in_child, status, in_parent, in_second_child = Child(FORKED, path).ends()
-    assert len(refused) == 4
-    assert all("forked" in told and "afresh" in told for told in refused)
-    assert (in_child, status, in_parent, in_second_child) == ("1", "0", "2", "3")
-
 
 def test_network_file_systems_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch):
     """A network file system is refused, with the way out, unless the risk is taken; nothing is created there."""
