@@ -19,19 +19,23 @@ from jobkit.codec import pack
 from jobkit.culprit import advice
 from jobkit.errors import StateCorrupt
 from jobkit.kinds import (
+    CLASS,
     COUNTER,
     DEFAULTDICT,
     DEQUE,
     ENUM,
+    LIBRARY,
     MARK,
     OBJECT,
     ORDERED,
-    SCALARS,
+    PATTERN,
+    SECRET,
     WRITERS,
     Marker,
     Refused,
     read_leaf,
     read_marker,
+    write_class,
 )
 from jobkit.model import MASK
 
@@ -42,6 +46,8 @@ if TYPE_CHECKING:
     from jobkit.model import Json
 
 _JSON: Final[TypeAdapter[Any]] = TypeAdapter(Any)
+_SPOKEN: Final = frozenset({type(None), bool, int, list, dict})
+"""What JSON has itself, once its parts are said."""
 
 TEXT_BYTES: Final = 8 * 1024
 """How long a text may be that somebody else has written, such as an error's."""
@@ -78,6 +84,8 @@ def plain(value: object) -> Json:
 def _lower(value: object) -> Any:
     write = WRITERS.get(type(value))
     if write is None:
+        if isinstance(value, type) and (has_tag(value) or value in LIBRARY.values()):
+            return write_class(value.__name__)
         if not has_tag(type(value)):
             raise Refused(advice(value))
         write, _ = pair(type(value))
@@ -116,7 +124,7 @@ def _said(value: Any) -> Json:
             return str(value, "utf-8")
         except UnicodeDecodeError:
             return b64encode(value).decode()
-    if kind in SCALARS or kind in {list, dict}:
+    if kind in _SPOKEN:
         return cast("Json", value)
     if isinstance(value, (SecretStr, SecretBytes)):
         return MASK
@@ -127,6 +135,8 @@ def _said(value: Any) -> Json:
 
 
 def _ext(code: int, data: bytes) -> Any:
+    if code == CLASS:
+        return str(data, "utf-8").removeprefix("=")
     return read_marker(data) if code == MARK else _said(read_leaf(code, data))
 
 
@@ -153,6 +163,8 @@ _SAYERS: Final[dict[Marker, Callable[[list[Any]], Json]]] = {
     DEFAULTDICT: lambda items: dict(items[2]),
     ORDERED: lambda items: _map([*zip(items[1::2], items[2::2], strict=True)]),
     DEQUE: lambda items: [_said(item) for item in items[2:]],
+    SECRET: lambda _: MASK,
+    PATTERN: lambda items: _said(items[1]),
 }
 """What an array with a marker is to people, if not the list of its other items."""
 

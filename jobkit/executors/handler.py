@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from jobkit.definition import Job
-from jobkit.envelope import seal, unseal
+from jobkit.envelope import unseal
 from jobkit.errors import InvalidParams, JobkitError, LeaseLost, StateCorrupt, StateVersionError, UnknownJob
 from jobkit.interfaces import Completed, Failed, Fenced, Interrupt, Interrupted, Unloadable
 from jobkit.model import Failure
@@ -50,7 +50,7 @@ async def perform(
     """
     try:
         job_type = registry.get(work.name)
-        job = _load(job_type, work)
+        job = _load(job_type, work, link)
     except UnknownJob as error:
         return Unloadable("unknown_job", failure_of(error))
     except StateCorrupt as error:
@@ -127,19 +127,23 @@ class _Performance(NamedTuple):
             self.link.log(f"{name} raised {_said(error)}", "error", {})
 
     def _pack(self) -> bytes:
-        return seal(self.work.job_id, self.job_type.version, self.job_type.pack_state(self.job))
+        return self.job_type.seal_state(self.job, self.work.job_id)
 
 
-def _load(job_type: JobType, work: Work) -> Job[Any]:
+def _load(job_type: JobType, work: Work, link: Link) -> Job[Any]:
     """Turn stored bytes into a job, or say why they can't be."""
+
+    def tell(lost: list[str]) -> None:
+        link.log(f"what is stored of fields that the class no longer has was dropped: {', '.join(lost)}", "warning", {})
+
     if work.state is None:
-        return job_type.restore(work.params, None)
+        return job_type.restore(work.params, None, version=work.version, tell=tell)
     envelope = unseal(work.state)
     if envelope.job_id != work.job_id:
         raise StateCorrupt(f"it belongs to job {envelope.job_id}", work.job_id)
     if envelope.version > job_type.version:
         raise StateVersionError(work.name, envelope.version, job_type.version)
-    return job_type.restore(work.params, envelope.state)
+    return job_type.restore(work.params, envelope.state, version=work.version, shapes=envelope.shapes, tell=tell)
 
 
 def _compare_params(job_type: JobType, job: Job[Any], work: Work, link: Link) -> None:
@@ -147,7 +151,7 @@ def _compare_params(job_type: JobType, job: Job[Any], work: Work, link: Link) ->
     try:
         if job_type.pack_params(job) == work.params:
             return
-        if job_type.pack_params(job) == job_type.pack_params(job_type.restore(work.params, None)):
+        if job_type.pack_params(job) == job_type.pack_params(job_type.restore(work.params, None, version=work.version)):
             return  # the class has changed since, not the parameters
     except Exception:  # noqa: BLE001, S110  what can't even be packed any more was changed
         pass
