@@ -283,7 +283,7 @@ def states_whole(history: History) -> Iterator[str]:
         owner = job
         if row["state"] is not None:
             try:
-                _, owner, _, _, state, _ = msgpack.unpackb(row["state"])
+                _, owner, _, _, _, state, _ = msgpack.unpackb(row["state"])
             except ValueError as error:
                 yield f"G17: {job}: its stored state can't be read: {error}"
                 continue

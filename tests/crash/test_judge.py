@@ -134,7 +134,7 @@ def _event(seq: int, kind: str, status: str, job: str = A) -> Line:
 
 def _state(done: int, trail: list[int], job: str = A, pad: bytes = b"") -> bytes:
     """A state as it is stored; any reader of MessagePack can open it."""
-    packed: bytes = msgpack.packb([1, job, 1, 0, {"done": done, "trail": trail, "pad": pad}, {}])
+    packed: bytes = msgpack.packb([1, job, 1, 0, b"", {"done": done, "trail": trail, "pad": pad}, {}])
     return packed
 
 

@@ -117,7 +117,7 @@ def _good(request: str, status: str, *events: str) -> History:
         "id": A, "name": "Count", "key": None, "params": '{"nonce": "n", "steps": 3, "size": 0, "trap": ""}',
         "status": status, "reason": None, "wanted": None, "rank": None, "life": None, "attempt": 1, "event_seq": 4,
         "checkpoint_seq": 3, "output": None, "error_message": None,
-        "state": msgpack.packb([1, A, 1, 0, {"done": 3, "trail": [1, 1, 1], "pad": b""}, {}]),
+        "state": msgpack.packb([1, A, 1, 0, b"", {"done": 3, "trail": [1, 1, 1], "pad": b""}, {}]),
     }  # fmt: skip
     told = [("created", "queued"), ("started", "running"), *((event, "running") for event in events), (status, status)]
     stored: list[Line] = [
