@@ -35,7 +35,7 @@ import anyio
 
 from jobkit import BlockingJobContext, IllegalTransition, Job, JobContext, JobManager, Settings, job, state
 from jobkit.points import arm
-from jobkit.runtime import node
+from jobkit.runtime import node, reports
 from jobkit.runtime.clock import SystemClock, SystemThreads
 from jobkit.store import dialects
 from jobkit.store.sqlstore import SqlStore
@@ -347,6 +347,8 @@ async def _live(plan: Plan) -> None:
     if not plan.get("work", True):
         return
     threads = Eager() if plan.get("eager") else SystemThreads()
+    if plan.get("eager"):
+        reports.REPORT_EVERY_S = 0.0  # type: ignore[misc]
     with anyio.open_signal_receiver(signal.SIGTERM) as told:
         async with AsyncExitStack() as stack:
             if plan.get("beside"):

@@ -410,7 +410,8 @@ def damage_contained(history: History) -> Iterator[str]:
     """G10, G17: what was damaged never reaches user code, and its bytes are kept."""
     for line in history.effects:
         damaged = history.damaged.get(line["job"])
-        if damaged is not None and line["attempt"] > damaged["attempt"]:
+        by_handler = line["what"] not in {"left", "finished"}  # which tell of an attempt from outside it
+        if damaged is not None and by_handler and line["attempt"] > damaged["attempt"]:
             since = f"was damaged after attempt {damaged['attempt']}"
             yield f"G17: {line['job']}: attempt {line['attempt']} did something ({line['what']}) with what {since}"
     for job, damaged in history.damaged.items():

@@ -57,7 +57,7 @@ class Plan(TypedDict, total=False):
         full: Whether each commit waits for the disk, as it does by default: a power loss would tell, no SIGKILL can.
         upkeep: After how many rows, and above how many bytes, SQLite's log is moved into the database, and cut short.
         boot: The boot that it takes this to be of its machine, as after a power loss; the true one by default.
-        eager: Whether its lease is renewed all the time.
+        eager: Whether its lease is renewed, and what its attempts tell is stored, all the time.
         held_up: The kind of write (as crash points name them) before whose first transaction it waits to be let go.
         ahead_s: How far its own clock is ahead; the database's is right.
         pipe: A pipe that is told of each line, so that somebody can wait for it.

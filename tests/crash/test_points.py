@@ -49,7 +49,7 @@ WAYS: dict[str, tuple[tuple[Plan, ...], int]] = {
     "renew": ((Plan(dispatch=LINGERING, until="told", eager=True),), 3),
     "claim": (WORK, 1),
     "checkpoint": (WORK, 2),
-    "report": (WORK, 1),
+    "report": ((Plan(dispatch=ORDERS, eager=True),), 1),
     "finish": (WORK, 1),
     "give_back": (STOP, 1),
     "leave": (STOP, 1),
