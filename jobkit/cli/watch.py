@@ -72,7 +72,7 @@ def _screen(*, jsonl: bool) -> Iterator[Show]:
     from jobkit.cli.people import console
 
     screen = console()
-    if jsonl or not screen.is_terminal:
+    if jsonl or not screen.is_interactive:
         yield _json_lines() if jsonl else _lines()
         return
 

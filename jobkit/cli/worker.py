@@ -162,13 +162,15 @@ class Teller:
         return outcome
 
     def heard(self, transition: Transition) -> None:
-        """Tell of its end, once that is committed."""
+        """Tell of its end, once that is committed; of a bad one also if it was another worker's, or never began."""
         before, after = transition.before, transition.after
-        if before.status != "running" or after.status == "running" or after.id not in self._known:
+        if before.status != "running" or after.status == "running":
             return
-        name, failure = self._known.pop(after.id)
-        ended = str(after.status) + (f" ({after.reason})" if after.reason else "")
         bad = after.status in {"failed", "held", "lost", "timed_out"}
+        if not bad and after.id not in self._known:
+            return
+        name, failure = self._known.pop(after.id, ("job", ""))
+        ended = str(after.status) + (f" ({after.reason})" if after.reason else "")
         log.log(
             logging.WARNING if bad else logging.INFO,
             "%s %s: %s%s, %.1f s at work", name, after.id, ended, failure if bad else "", after.run_s,

@@ -14,7 +14,7 @@ import anyio
 import pytest
 from pydantic import SecretStr
 
-from jobkit import Job, JobContext, JobManager, JobRecord, Priority, Registry, job
+from jobkit import Job, JobContext, JobManager, JobRecord, Priority, Registry, job, registry
 from jobkit.cli import main
 from tests.cli.processes import COMMAND, Program, Terminal, environment
 
@@ -133,11 +133,11 @@ def terminal(application):
 
 @pytest.fixture
 def dispatch(application):
-    """Dispatch jobs to the application's database; answers their ids."""
+    """Dispatch jobs to the application's database, also such as it doesn't know; answers their ids."""
 
-    def store(*jobs, **options) -> list[str]:
+    def store(*jobs, registry=registry, **options) -> list[str]:
         async def ask() -> list[str]:
-            async with JobManager(application / "jobs.db", work=False) as client:
+            async with JobManager(application / "jobs.db", registry=registry, work=False) as client:
                 return [str(one.id) for one in await client.dispatch_many(jobs, **options)]
 
         return anyio.run(ask)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from uuid import uuid4
 
 import anyio
 import pytest
 
-from jobkit import JobManager, JobStatus
+from jobkit import JobManager, JobStatus, Registry
 from jobkit.cli.people import silent
 from tests.cli.conftest import JOBS, Greet, Someday, Stumble
 from tests.cli.workload import Echo, Steps
@@ -17,32 +18,37 @@ LASTING = "is paused until `jobkit resume`\n"
 PASSING = "is paused until `jobkit resume`, or the next start of a worker\n"
 
 
-@pytest.fixture
-def jobs(tmp_path):
-    """A job of each kind that nobody runs: queued, paused, completed, failed, held. Their ids, by status."""
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """A database with a job of each kind that nobody runs: queued, paused, completed, failed, held; their ids."""
+    path = tmp_path_factory.mktemp("control") / "jobs.db"
 
     async def fill() -> dict[str, str]:
-        async with JobManager(tmp_path / "jobs.db", registry=JOBS) as manager:
+        async with JobManager(path, registry=JOBS) as manager:
             completed, failed = await manager.dispatch_many([Greet(name="Ada"), Stumble()])
             await manager.run_until_idle(timeout=60)
-        async with JobManager(tmp_path / "jobs.db", registry=JOBS, work=False) as client:
+        async with JobManager(path, registry=JOBS, work=False) as client:
             held = await client.dispatch(Someday())
-        async with JobManager(tmp_path / "jobs.db", registry=type(JOBS)()) as stranger:
+        async with JobManager(path, registry=Registry()) as stranger:
             with anyio.fail_after(60):
                 async for event in stranger.events(held.id):
                     if event.type == "held":
                         break
-        async with JobManager(tmp_path / "jobs.db", registry=JOBS, work=False) as client:
+        async with JobManager(path, registry=JOBS, work=False) as client:
             queued, paused = await client.dispatch_many([Someday(), Someday()])
             await paused.pause()
-        return {
-            name: str(one.id)
-            for name, one in {
-                "queued": queued, "paused": paused, "completed": completed, "failed": failed, "held": held,
-            }.items()
-        }  # fmt: skip
+        handles = {"queued": queued, "paused": paused, "completed": completed, "failed": failed, "held": held}
+        return {status: str(handle.id) for status, handle in handles.items()}
 
-    return anyio.run(fill)
+    return path, anyio.run(fill)
+
+
+@pytest.fixture
+def jobs(made, tmp_path):
+    """The ids of the jobs in such a database of the test's own, by status."""
+    path, ids = made
+    shutil.copy(path, tmp_path / "jobs.db")
+    return ids
 
 
 def statuses(in_process):

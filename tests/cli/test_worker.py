@@ -169,7 +169,7 @@ def test_a_signal_while_the_application_is_imported(worker, application, sent):
         "import threading\nprint('importing', flush=True)\nthreading.Event().wait()\n"
     )
     running = worker()
-    running.until("importing")
+    running.until(r"importing\n")
     running.send(sent)
     assert running.ended() == (0, "importing\n")
     assert not (application / "jobs.db").exists()
@@ -304,6 +304,18 @@ def test_the_log_tells_what_became_of_each_job(worker, dispatch):
     running.until(rf"INFO cli_echo {good}: completed, \d+\.\d s at work\n")
     running.send(signal.SIGTERM)
     assert re.search(rf"WARNING cli_fail {bad}: failed: LookupError: no such street, \d", running.ended()[1])
+
+
+def test_the_log_tells_of_a_job_that_can_not_be_begun(worker, dispatch, jobkit, application):
+    """A job that is held before any code of its own has run is told of like others that came to a bad end."""
+    (steps,) = dispatch(Steps(gate=application / "gate"))
+    running = worker()
+    running.until("started, attempt 1")
+    assert jobkit("pause", "--wait", steps).returncode == 0
+    with contextlib.closing(sqlite3.connect(application / "jobs.db")) as database, database:
+        database.execute("UPDATE jobs SET state = x'00'")
+    assert jobkit("resume", steps).returncode == 0
+    running.until(rf"WARNING \w+ {steps}: held \(corrupt_state\)")
 
 
 def test_log_level(worker, dispatch, jobkit, application):
