@@ -23,7 +23,7 @@ import anyio
 
 from jobkit.errors import JobkitError
 from jobkit.interfaces import Change, Retire
-from jobkit.lifecycle import Cause, Trigger
+from jobkit.lifecycle import Cause, Transition, Trigger
 from jobkit.model import JobStatus
 
 if TYPE_CHECKING:
@@ -188,16 +188,20 @@ class Recovery:
         find: Callable[[int], list[Standing]],
         cause: Callable[[Standing, Mapping[str, End]], Cause | None],
     ) -> int:
-        """Let a cause act on all jobs that are found, a portion at a time; answer how many it moved."""
-        moved = 0
-        while found := await self._read(find, PORTION):
+        """Let a cause act on all jobs that are found, a portion at a time; answer how many it moved.
+
+        A job that can't be moved is found again and again: so many more are asked for, lest it hide those behind it.
+        """
+        moved, stuck = 0, set[str]()
+        while found := [job for job in await self._read(find, PORTION + len(stuck)) if job.id not in stuck]:
             ends: Mapping[str, End] = await self._read(self._store.ends, list({job.life for job in found if job.life}))
             changes = [Change(job.id, why, job) for job in found if (why := cause(job, ends)) is not None]
             answers = await self._writer.submit_all(changes)
-            done = sum(not isinstance(answer, Exception) for answer in answers)
-            moved += done
-            if not done:
-                break
+            done = {
+                write.job_id for write, answer in zip(changes, answers, strict=True) if isinstance(answer, Transition)
+            }
+            moved += len(done)
+            stuck |= {job.id for job in found} - done
         return moved
 
     def _orphaned(self, job: Standing, ends: Mapping[str, End]) -> Cause | None:
