@@ -163,7 +163,7 @@ async def test_jobs_that_can_not_be_put_back_hide_no_others(path, monkeypatch):
 
 
 async def test_many_orphans_are_put_back_in_portions(path, monkeypatch):
-    """G6: three hundred jobs of a dead owner are put back a portion at a time, and the first run while others follow."""
+    """G6: many jobs of a dead owner are put back a portion at a time, and the first run while others follow."""
     monkeypatch.setattr(recovery, "PORTION", 100)
     other = OtherProcess(path)
     other.put(Echo(n=1), 300)
