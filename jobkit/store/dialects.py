@@ -224,7 +224,7 @@ class Sqlite:
             self._engines = (writer, reader)
         with self._said(), self._queued():
             fresh = self.path is not None and _make_private(self.path)
-            self._connection = writer.connect()
+            self._connection = self._insist(writer.connect)
             if fresh and self.path is not None:
                 self.path.chmod(PRIVATE)  # before there is a write-ahead log, which is made alike
 

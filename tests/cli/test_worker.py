@@ -105,7 +105,7 @@ def test_a_third_signal_kills(worker, dispatch, record):
     running.until("started, attempt 1")
     for _ in range(3):
         assert running.process.poll() is None
-        assert running.silent(APART_S)
+        assert running.silent(APART_S), running.heard.said
         running.send(signal.SIGINT)
     code, _ = running.ended()
     assert code == -signal.SIGINT
@@ -191,7 +191,7 @@ def test_a_signal_while_the_schema_is_made(worker, application):
         running = worker()
         running.comes_to(lambda: opens(running, application))
         running.send(signal.SIGTERM)
-        assert running.silent(APART_S)
+        assert running.silent(APART_S), running.heard.said
         database.execute("COMMIT")
     database.close()
     code, said = running.ended()

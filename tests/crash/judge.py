@@ -376,11 +376,11 @@ def _deaths(attempts: int, lines: list[Line], excused: set[int]) -> Iterator[tup
     left = {line["attempt"]: line["how"] for line in lines if line["what"] == "left"}
     begun = {line["attempt"]: line for line in lines if line["what"] == "begin"}
     saved = {line["attempt"] for line in lines if line["what"] == "saved"}
+    saved |= {one for one, later in pairwise(sorted(begun)) if begun[later]["at"] > begun[one]["at"]}
     deaths = 0
     for attempt in range(1, attempts + 1):
         yield attempt, deaths
-        at, next_at = (begun[one]["at"] if one in begun else 0 for one in (attempt, attempt + 1))
-        if attempt in saved or next_at > at or left.get(attempt) in {"Completed", "Failed", "Interrupted"}:
+        if attempt in saved or left.get(attempt) in {"Completed", "Failed", "Interrupted"}:
             deaths = 0
         if attempt not in left and begun.get(attempt, {}).get("pid") not in excused:
             deaths += 1

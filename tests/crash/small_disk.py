@@ -27,7 +27,7 @@ import anyio
 import jobkit
 from jobkit import Job, JobContext, JobFailed, JobManager, ManagerNotRunning, Settings, StoreUnavailable, job
 from jobkit.points import arm
-from jobkit.runtime import writer
+from jobkit.runtime import reports, writer
 from jobkit.runtime.loops import Loop
 from jobkit.store import SqlStore
 from tests.crash import children
@@ -435,6 +435,7 @@ def _forked(run: Callable[[Any, Case], Outcome], disk: Any, case: Case) -> int:
 
 def main(kind: str) -> None:
     """Carry out the cases that are told."""
+    reports.REPORT_EVERY_S = 0.0  # type: ignore[misc]  # what is told is stored at once
     writer.BACK_OFF_S = (0.01,)  # type: ignore[assignment,misc]  # real time is what these tests have least of
     warm = SqlStore("sqlite://")  # loads what a store needs, once for all forks
     warm.open()

@@ -146,12 +146,14 @@ def test_the_disk_is_full_after_so_many_pages(programs: Programs, kind: str):
 @MOUNTED
 @pytest.mark.parametrize("point", ["dispatch", "claim", "checkpoint", "finish"])
 def test_a_process_is_killed_while_the_disk_is_full(programs: Programs, point: str):
-    """G1, G3, G20: killed on a full disk, the next one says so too; with room it goes on, and nothing is lost."""
+    """G1, G3, G20: after a death on a full disk the next process loses nothing, and goes on once there is room.
+
+    It may find room at once: opening moves the log that the dead one has left.
+    """
     case = {"at": (f"{point}.before_commit", 1), "schema": True, "kill": True}
     killed, after = programs.carry_out("mount", case), programs.hear("mount")
     assert point in killed["failed"]
     check("mount", case, after)
-    assert after["said"]
 
 
 @MOUNTED
