@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         Progress,
     )
     from jobkit.registration import Registry, discover, job, registry
+    from jobkit.runtime.blocking import BlockingJobHandle, BlockingJobManager
     from jobkit.runtime.handle import JobHandle
     from jobkit.runtime.manager import JobManager
     from jobkit.settings import Settings
@@ -76,6 +77,7 @@ _HOMES: Final = {
         "ControlOutcome", "Event", "Failure", "JobRecord", "JobStats", "JobStatus", "Page", "Priority", "Progress",
     ),
     "registration": ("Registry", "discover", "job", "registry"),
+    "runtime.blocking": ("BlockingJobHandle", "BlockingJobManager"),
     "runtime.handle": ("JobHandle",),
     "runtime.manager": ("JobManager",),
     "settings": ("Settings",),
@@ -86,14 +88,13 @@ _HOME: Final = {name: module for module, names in _HOMES.items() for name in nam
 __version__ = "0.1.0"
 
 __all__ = [  # every name above, in order; written out for tools that don't run the code
-    "BlockingJobContext", "ControlOutcome", "DuplicateJob", "Event", "Failure", "FrozenParameter",
-    "IllegalTransition", "Interrupt",
-    "InvalidFilter", "InvalidJob", "InvalidJobId", "InvalidOption", "InvalidOutput", "InvalidParams",
-    "InvalidSettings", "Job", "JobCancelled", "JobContext", "JobFailed", "JobFilter", "JobHandle", "JobHeld",
-    "JobLost", "JobManager", "JobNotFound", "JobRecord", "JobStats", "JobStatus", "JobTimedOut", "JobType",
-    "JobkitError", "KeyConflict", "LeaseLost", "ManagerNotRunning", "Page", "Priority", "Progress", "Registry",
-    "SchemaMismatch", "SerializationError", "Settings", "StateCorrupt", "StateTooLarge", "StateVersionError",
-    "StoreUnavailable", "UnknownJob", "discover", "job", "registry", "state",
+    "BlockingJobContext", "BlockingJobHandle", "BlockingJobManager", "ControlOutcome", "DuplicateJob", "Event",
+    "Failure", "FrozenParameter", "IllegalTransition", "Interrupt", "InvalidFilter", "InvalidJob", "InvalidJobId",
+    "InvalidOption", "InvalidOutput", "InvalidParams", "InvalidSettings", "Job", "JobCancelled", "JobContext",
+    "JobFailed", "JobFilter", "JobHandle", "JobHeld", "JobLost", "JobManager", "JobNotFound", "JobRecord", "JobStats",
+    "JobStatus", "JobTimedOut", "JobType", "JobkitError", "KeyConflict", "LeaseLost", "ManagerNotRunning", "Page",
+    "Priority", "Progress", "Registry", "SchemaMismatch", "SerializationError", "Settings", "StateCorrupt",
+    "StateTooLarge", "StateVersionError", "StoreUnavailable", "UnknownJob", "discover", "job", "registry", "state",
 ]  # fmt: skip
 
 

@@ -27,6 +27,7 @@ MAX_LEVELS: Final = 1000
 """About the levels of arrays and maps that the C library takes; a value of fewer bytes can't have as many."""
 
 _HEADERS: Final = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])  # of maps and arrays
+_MAP_HEADERS: Final = frozenset(bytes([header]) for header in (*range(0x80, 0x90), 0xDE, 0xDF))
 
 
 def decode(
@@ -62,9 +63,10 @@ def decode(
             list_hook=array,
             object_pairs_hook=pairs,
             strict_map_key=False,
-            timestamp=3,
             unicode_errors="surrogatepass",
         )
+    except StateCorrupt:  # a hook's own word
+        raise
     except msgpack.StackError:
         raise StateCorrupt("it is nested too deeply") from None
     except Exception as fault:
@@ -112,3 +114,31 @@ def is_too_deep(data: bytes) -> bool:
     except msgpack.StackError:
         return True
     return False
+
+
+def is_map(data: bytes) -> bool:
+    """Tell whether it is a packed dict."""
+    return data[:1] in _MAP_HEADERS
+
+
+def largest_in(packed: bytes) -> str:
+    """Find what takes most room in a packed dict, or is nested too deeply.
+
+    Args:
+        packed: A packed dict of fields by name.
+
+    Returns:
+        The field's name; empty if there is none.
+    """
+    parts = msgpack.Unpacker(max_buffer_size=0)
+    parts.feed(packed)
+    largest, most = "", 0
+    for _ in range(parts.read_map_header()):
+        name, start = parts.unpack(), parts.tell()
+        try:
+            parts.skip()
+        except msgpack.StackError:
+            return str(name)
+        if parts.tell() - start > most:
+            largest, most = str(name), parts.tell() - start
+    return largest

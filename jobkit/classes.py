@@ -6,8 +6,8 @@ member's name. Which classes there are is found by walking the annotations of a 
 What it must never do:
 
 - Import or construct by name: a stored tag is a bare word, looked up among the declared classes of one job.
-- Run validators on what they have already seen: a field whose validator doubles it would double at every restart. Only
-  an object whose class has gained or lost fields since is validated, by itself.
+- Run validators, or constructors, on what they have already seen: a field whose validator doubles it would double it at
+  every restart. `mending` sees to objects whose class has changed since.
 """
 
 from __future__ import annotations
@@ -16,18 +16,22 @@ import dataclasses
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
-from functools import cached_property, partial
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, Final, TypeAlias
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
+from typing_extensions import get_type_hints, is_typeddict
 
 from jobkit.errors import InvalidJob
-from jobkit.kinds import ENUM, OBJECT, SCALARS, Refused, Writer, named
-from jobkit.problems import in_one_line, problems_of
+from jobkit.kinds import ENUM, OBJECT, SCALARS, Outgrown, Refused, Writer, named
+from jobkit.mending import Reading, fitted
 
 Reader: TypeAlias = Callable[..., Any]
-"""Makes an object from what stands behind its tag."""
+"""Makes an object from a `Reading` and what stands behind its tag."""
+
+_HEAP: Final = 1 << 9
+"""CPython's flag of classes that were defined in Python."""
 
 
 def declared(annotations: Iterable[Any]) -> dict[str, type]:
@@ -44,6 +48,8 @@ def declared(annotations: Iterable[Any]) -> dict[str, type]:
     """
     classes: dict[str, type] = {}
     for kind in _reach(annotations):
+        if not (isinstance(kind, type) and has_tag(kind)):
+            continue
         other = classes.setdefault(kind.__name__, kind)
         if other is not kind:
             raise InvalidJob(
@@ -66,14 +72,32 @@ def pair(kind: type) -> tuple[Writer, Reader]:
     """Make the writer and the reader for the objects of a class that can have a tag."""
     if issubclass(kind, Enum):
         return partial(_write_enum, kind.__name__, kind.__members__), partial(_read_enum, kind)
-    if issubclass(kind, BaseModel):
-        return _model_pair(kind)
-    if dataclasses.is_dataclass(kind):
-        return _dataclass_pair(kind)
+    if dataclasses.is_dataclass(kind) or issubclass(kind, BaseModel):
+        if (base := _layout(kind)) is not object:
+            return partial(_refuse_derived, base), partial(_refuse_derived, base)
+        return _model_pair(kind) if issubclass(kind, BaseModel) else _dataclass_pair(kind)
     return _named_tuple_pair(kind)
 
 
-def _reach(annotations: Iterable[Any]) -> Iterator[type]:
+def fields_of(kind: type) -> dict[str, Any]:
+    """Tell the fields of a class that can have a tag: their types by name, in order; an enum has none."""
+    if issubclass(kind, Enum):
+        return {}
+    if issubclass(kind, BaseModel):
+        return {name: field.annotation for name, field in kind.model_fields.items()}
+    hints = _hints(kind)
+    names = [one.name for one in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else kind._fields  # type: ignore[attr-defined]
+    return {name: hints.get(name, Any) for name in names}
+
+
+def spelled_out(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Tell fields' types by name, and beside them what stands behind the names of TypedDicts and aliases in them."""
+    names = [one for one in _reach(fields.values(), into_classes=False) if not (isinstance(one, type) and has_tag(one))]
+    return {**fields, **{repr(one): _behind(one) for one in names}}
+
+
+def _reach(annotations: Iterable[Any], *, into_classes: bool = True) -> Iterator[Any]:
+    """Walk annotations to all in them that has a name of its own: classes that can have a tag, TypedDicts, aliases."""
     todo, seen = list(annotations), {}
     while todo:
         one = todo.pop()
@@ -88,22 +112,29 @@ def _reach(annotations: Iterable[Any]) -> Iterator[type]:
             todo += [typing.get_origin(one), *typing.get_args(one)]
         elif isinstance(one, type):
             if has_tag(one):
-                todo += _hints(one)
+                todo += (_hints(one) | fields_of(one)).values() if into_classes else ()
                 yield one
-            elif typing.is_typeddict(one):
-                todo += _hints(one)
-        else:  # NewType, a type alias, TypeVar
-            todo += [
-                getattr(one, name, None) for name in ("__supertype__", "__value__", "__bound__", "__constraints__")
-            ]
+            elif is_typeddict(one):
+                todo += _behind(one).values()
+                yield one
+        elif behind := _behind(one):
+            todo += behind.values()
+            yield one
 
 
-def _hints(kind: Any) -> list[Any]:
-    found = [field.annotation for field in kind.model_fields.values()] if issubclass(kind, BaseModel) else []
+def _behind(one: Any) -> dict[str, Any]:
+    """What a TypedDict, NewType, alias or TypeVar stands for."""
+    if isinstance(one, type):
+        return _hints(one)
+    names = ("__supertype__", "__value__", "__bound__", "__constraints__")
+    return {name: getattr(one, name) for name in names if getattr(one, name, None)}
+
+
+def _hints(kind: Any) -> dict[str, Any]:
     try:
-        return [*found, *typing.get_type_hints(kind, include_extras=True).values()]
+        return get_type_hints(kind, include_extras=True)
     except (NameError, TypeError, AttributeError):  # a name that is there for the type checker only
-        return [*found, *getattr(kind, "__annotations__", {}).values()]
+        return dict(getattr(kind, "__annotations__", {}))
 
 
 # ── one class ──
@@ -118,100 +149,133 @@ def _write_enum(tag: str, members: Mapping[str, Enum], member: Enum) -> list[Any
     return [ENUM.ext, tag, member._name_ if known else None, value if type(value) in SCALARS else None]
 
 
-def _read_enum(kind: type[Enum], name: str | None, value: object) -> Enum:
+def _read_enum(kind: type[Enum], _: Reading, name: str | None, value: object) -> Enum:
     if name is None:  # a union of flags
         return kind(value)
     if name not in kind.__members__:
-        raise ValueError(f"the enum {kind.__name__} has no member {name!r} now; keep the name as an alias of another")
+        raise Outgrown(f"the enum {kind.__name__} has no member {name!r} now; keep the name as an alias of another")
     return kind.__members__[name]
 
 
 def _model_pair(kind: type[BaseModel]) -> tuple[Writer, Reader]:
-    tag, names, put = kind.__name__, frozenset(kind.model_fields), object.__setattr__
+    tag, hints, put = kind.__name__, fields_of(kind), object.__setattr__
+    names, hidden = frozenset(hints), _hidden(kind, hints)
     open_ended = kind.model_config.get("extra") == "allow"
     attributes = kind.__private_attributes__
 
     def write(model: BaseModel) -> list[Any]:
         held = model.__dict__
-        if held.keys() != names:  # a cached property stands there too; a field never set is refused
-            held = {name: getattr(model, name) for name in kind.model_fields}
+        if held.keys() != names or hidden:
+            held = _held(model, hints, hidden)
         given, extra, private = model.__pydantic_fields_set__, model.__pydantic_extra__, model.__pydantic_private__
-        unset = 0 if given == names else sum(1 << place for place, name in enumerate(held) if name not in given)
+        unset = _places([*held, *(extra or ())], given) if extra or given != names else 0
         if extra or private:
             return [OBJECT.ext, tag, held, unset, extra or None, private or None]
         return [OBJECT.ext, tag, held, unset] if unset else [OBJECT.ext, tag, held]
 
     def read(
-        held: dict[str, Any], unset: int = 0, extra: dict[str, Any] | None = None, private: dict[str, Any] | None = None
+        reading: Reading,
+        held: dict[str, Any],
+        unset: int = 0,
+        extra: dict[str, Any] | None = None,
+        private: dict[str, Any] | None = None,
     ) -> BaseModel:
-        given = {name for place, name in enumerate(held) if not unset >> place & 1} if unset else set(held)
-        if held.keys() == names:
-            model = kind.__new__(kind)
-            put(model, "__dict__", held)
-            put(model, "__pydantic_extra__", (extra or {}) if open_ended else None)
-        else:
-            model = _validated(kind, {**held, **(extra or {})} if open_ended else _known(held, names))
-            given &= model.__pydantic_fields_set__
-        put(model, "__pydantic_fields_set__", {*given, *(extra or ())} if open_ended else given)
+        given = {*held, *extra} if extra else set(held)
+        if unset:
+            given = {name for place, name in enumerate([*held, *(extra or ())]) if not unset >> place & 1}
+        if tag in reading.changed or held.keys() != names or (extra and not open_ended):
+            held = {**held, **(extra or {})}  # a field that is gone may be an extra one now, and the reverse
+            extra = {name: held.pop(name) for name in [*held] if name not in names} if open_ended else None
+            held = fitted(kind, hints, held, reading)
+            given &= names.union(extra or ())
+        model = object.__new__(kind)
+        put(model, "__dict__", held)
+        put(model, "__pydantic_extra__", (extra or {}) if open_ended else None)
+        put(model, "__pydantic_fields_set__", given)
         if attributes:
-            fresh = {name: attribute.get_default() for name, attribute in attributes.items()}
-            private = {
-                **{name: value for name, value in fresh.items() if value is not PydanticUndefined},
-                **(private or {}),
-            }
+            private = {**_fresh(attributes, private or ()), **(private or {})}
         put(model, "__pydantic_private__", private if attributes else None)
         return model
 
     return write, read
 
 
+def _places(names: list[str], given: set[str]) -> int:
+    """Mark the fields that were not given, a bit for each: as good as none, in most objects."""
+    return sum(1 << place for place, name in enumerate(names) if name not in given)
+
+
+def _fresh(attributes: Mapping[str, Any], stored: Iterable[str]) -> dict[str, Any]:
+    """Make the private attributes that are not stored."""
+    fresh = {name: attributes[name].get_default() for name in attributes.keys() - set(stored)}
+    return {name: value for name, value in fresh.items() if value is not PydanticUndefined}
+
+
 def _dataclass_pair(kind: type) -> tuple[Writer, Reader]:
-    tag, put, make = kind.__name__, object.__setattr__, typing.cast("Callable[[type], Any]", kind.__new__)
-    ordered = tuple(field.name for field in dataclasses.fields(kind))
-    names = frozenset(ordered)
+    tag, hints, put = kind.__name__, fields_of(kind), object.__setattr__
+    names, hidden = frozenset(hints), _hidden(kind, hints)
 
-    def write(value: Any) -> list[Any]:
-        held = {name: getattr(value, name) for name in ordered}
-        for name in getattr(value, "__dict__", ()):
-            if (
-                name not in names
-                and not name.startswith("__")
-                and not isinstance(getattr(kind, name, None), cached_property)
-            ):
-                raise Refused(f"its attribute {name!r} is no field of {tag}: declare it as field(init=False)")
-        return [OBJECT.ext, tag, held]
-
-    def read(held: dict[str, Any]) -> Any:
-        if held.keys() != names:
-            return _validated(kind, _known(held, names))
-        value = make(kind)
-        for name in ordered:
+    def read(reading: Reading, held: dict[str, Any]) -> Any:
+        if tag in reading.changed or held.keys() != names:
+            held = fitted(kind, hints, held, reading)
+        value: Any = object.__new__(kind)
+        for name in hints:
             put(value, name, held[name])
         return value
+
+    return lambda value: [OBJECT.ext, tag, _held(value, hints, hidden)], read
+
+
+def _named_tuple_pair(kind: Any) -> tuple[Writer, Reader]:
+    tag, hints = kind.__name__, fields_of(kind)
+    names = frozenset(hints)
+
+    def write(value: Any) -> list[Any]:
+        if getattr(value, "__dict__", None):
+            raise Refused(f"its attributes {', '.join(vars(value))} are no fields of {tag}: declare them")
+        return [OBJECT.ext, tag, dict(zip(hints, value, strict=True))]
+
+    def read(reading: Reading, held: dict[str, Any]) -> Any:
+        if tag in reading.changed or held.keys() != names:
+            held = fitted(kind, hints, held, reading)
+        return tuple.__new__(kind, [held[name] for name in hints])
 
     return write, read
 
 
-def _named_tuple_pair(kind: Any) -> tuple[Writer, Reader]:
-    tag, ordered = kind.__name__, kind._fields
-    names = frozenset(ordered)
-
-    def read(held: dict[str, Any]) -> Any:
-        if held.keys() != names:
-            return _validated(kind, _known(held, names))
-        return tuple.__new__(kind, [held[name] for name in ordered])
-
-    return lambda value: [OBJECT.ext, tag, dict(zip(ordered, value, strict=True))], read
-
-
-def _known(held: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
-    return {name: value for name, value in held.items() if name in names}
-
-
-def _validated(kind: Any, held: dict[str, Any]) -> Any:
-    """Build one object whose class has gained or lost fields since it was stored."""
+def _held(value: Any, names: Iterable[str], hidden: Iterable[str]) -> dict[str, Any]:
+    """Take the fields out of an object that may hold more: what is derived from them is left, and all else refused."""
+    tag = type(value).__name__
     try:
-        return TypeAdapter(kind).validate_python(held, by_name=True, by_alias=False)
-    except ValidationError as error:  # its own text would quote the values, secrets too
-        wrong = in_one_line(problems_of(error))
-    raise ValueError(f"{kind.__name__} has changed since, and what is stored no longer fits it: {wrong}")
+        held = {name: getattr(value, name) for name in names}
+    except AttributeError:
+        missing = next(name for name in names if not hasattr(value, name))
+        raise Refused(f"its field {missing!r} was never set, or deleted: assign None instead") from None
+    for name in (*getattr(value, "__dict__", ()), *(name for name in hidden if hasattr(value, name))):
+        is_derived = hasattr(getattr(type(value), name, None), "__get__") and name not in hidden  # a cached property
+        if name not in held and not name.startswith("__") and not is_derived:
+            raise Refused(f"its attribute {name!r} is no field of {tag}: declare it as one")
+    return held
+
+
+def _layout(kind: type) -> type:
+    """Find the class, written in C, whose data lies in each object of a class: `object` has none."""
+    while kind.__flags__ & _HEAP and kind.__base__ is not None:
+        kind = kind.__base__
+    return kind
+
+
+def _refuse_derived(base: type, *_: object) -> Any:
+    name = base.__name__
+    raise Refused(f"its class derives from {name}, whose own data would be lost: give it a field that holds the {name}")
+
+
+def _hidden(kind: type, names: Iterable[str]) -> tuple[str, ...]:
+    """Find where else objects of a class may hold data: in slots that are no fields."""
+    slots = (slot for base in kind.__mro__ for slot in _slots(base))
+    return tuple(slot for slot in slots if slot not in names and not slot.startswith("__"))
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    slots = kind.__dict__.get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)

@@ -8,7 +8,7 @@ the handler's thread. Folders, time and the database are behind the port too: no
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, TypeVar, cast, overload
 from uuid import UUID
@@ -16,7 +16,7 @@ from uuid import UUID
 from jobkit.flow import DurableCalls
 from jobkit.interfaces import Interrupt
 from jobkit.model import Progress
-from jobkit.plain import plain
+from jobkit.plain import clean, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -146,25 +146,32 @@ class ContextBase:
         )  # fmt: skip
 
     def log(self, message: str, /, *, level: str = "info", **fields: object) -> None:
-        """Write a line to `logging`, as the logger `jobkit.job`, under the job's name and id. Never raises.
+        """Write a line to the job's log. Never blocks or raises.
 
-        The job's record keeps no lines; they are where the application has its log go.
+        The line is kept with the job, in order: stored by the next checkpoint or within a second, whichever comes
+        first, and then to be read by `JobManager.logs` and streamed by `events`. Another attempt's are kept beside it.
+        It goes to `logging` at once, as the logger `jobkit.job`, under the job's name and id.
+
+        A line is kept to 8 KiB, and its fields to another 8. All lines of a job may take so many bytes as the setting
+        `max_log_bytes` says, with 100 for each line: the first are kept, and the last quarter is for warnings and
+        errors alone. That lines are left out is said where it begins, and how many at the end of the attempt; they
+        still go to `logging`.
 
         Args:
             message: The line.
-            level: `"debug"`, `"info"`, `"warning"` or `"error"`.
-            **fields: Details; the log record has them as `fields`.
+            level: `"debug"`, `"info"`, `"warning"` or `"error"`; anything else is taken for `"info"`.
+            **fields: Details. What JSON can't say is kept as text; secrets are masked as in parameters.
         """
-        self._port.log(message, level, fields)
+        self._port.log(_line(message), _text(level) or "", {name: _shown(value) for name, value in fields.items()})
 
     def warn(self, message: str, /, **fields: object) -> None:
-        """Write a warning, as `log` writes a line. Never raises.
+        """Write a warning, as `log` writes a line. Warnings and errors are counted on the job's record.
 
         Args:
             message: The line.
-            **fields: Details; the log record has them as `fields`.
+            **fields: Details.
         """
-        self._port.log(message, "warning", fields)
+        self._port.log(_line(message), "warning", {name: _shown(value) for name, value in fields.items()})
 
 
 _SCALARS: Final = frozenset({bool, str})
@@ -192,9 +199,25 @@ def _text(given: object) -> str | None:
     if given is None or type(given) is str:
         return given
     try:
-        return str(given)
+        return str.__str__(str(given))  # as a plain str, whatever a class of its own makes of one
     except Exception:  # noqa: BLE001  reporting progress never fails
         return None
+
+
+def _line(message: object) -> str:
+    text = "None" if message is None else _text(message)
+    return "(a message that can't be shown)" if text is None else text
+
+
+def _shown(value: object) -> Json:
+    """What a line of the log shows of a value, now: as JSON, or else as text."""
+    if value is None or type(value) in _SCALARS:
+        return cast("Json", value)
+    with suppress(Exception):  # logging never fails
+        return plain(value)
+    with suppress(Exception):
+        return clean(repr(value))
+    return "(a value that can't be shown)"
 
 
 class JobContext(ContextBase, DurableCalls):

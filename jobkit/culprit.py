@@ -8,6 +8,7 @@ A text here never quotes a value, which may be secret.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgpack  # type: ignore[import-untyped]
@@ -22,8 +23,12 @@ if TYPE_CHECKING:
 
     from jobkit.kinds import Writer
 
-_ALIASED: Final = frozenset({bytearray, memoryview, msgpack.ExtType, msgpack.Timestamp})
-"""What the C packer takes silently: the first two would come back as bytes, the others could forge a marker."""
+DEEP: Final = (
+    "it is nested too deeply, a thousand levels: flatten it, as in a list where each item names its parent's index"
+)
+
+_ALIASED: Final = frozenset({bytearray, memoryview, msgpack.ExtType})
+"""What the C packer takes silently: the first two would come back as bytes, the last could forge a marker."""
 
 
 def culprit(value: object, lower: Writer, path: str, otherwise: str) -> SerializationError:
@@ -33,31 +38,37 @@ def culprit(value: object, lower: Writer, path: str, otherwise: str) -> Serializ
         value: What could not be packed.
         lower: The packer's hook.
         path: What to call the value.
-        otherwise: What to say if every element can be.
+        otherwise: What to say if every element can be, of the whole; `DEEP` of the part that is deepest.
 
     Returns:
         The error to raise.
     """
     trail: list[tuple[str, object, Iterator[tuple[object, object]]]] = []
     here, one = path, value
+    inside: set[int] = set()  # the ids of what is on the trail
+    deepest, levels = path, 0
     while len(trail) <= MAX_LEVELS + 100:
-        if any(one is outer for _, outer, _ in trail):
+        if id(one) in inside:
             return SerializationError(here, "it contains itself: store an id or an index in its place")
         try:
             trail.append((here, one, iter(_parts(one, lower))))
+            inside.add(id(one))
         except Refused as refusal:
             return SerializationError(here, str(refusal))
+        if len(trail) > max(levels, 1):
+            deepest, levels = trail[1][0], len(trail)
         while trail:
-            outer, _, rest = trail[-1]
+            outer, holder, rest = trail[-1]
             step = next(rest, None)
             if step is not None:
                 name, one = step
                 here = f"{outer}.{str(name)[:80]}"
                 break
             trail.pop()
+            inside.discard(id(holder))
         else:
             break
-    return SerializationError(path, otherwise)
+    return SerializationError(deepest if otherwise is DEEP else path, otherwise)
 
 
 def _parts(value: object, lower: Writer) -> Iterable[tuple[object, object]]:
@@ -79,7 +90,8 @@ def _parts(value: object, lower: Writer) -> Iterable[tuple[object, object]]:
         if lowered[0] in (OBJECT.ext, ENUM.ext):
             return [entry for part in lowered[2:] if type(part) is dict for entry in _entries(part)]
     if isinstance(value, dict):
-        return _entries(value)
+        factory = [("default_factory", value.default_factory)] if isinstance(value, defaultdict) else []
+        return [*factory, *_entries(value)]
     if isinstance(value, (set, frozenset)):
         return [("*", member) for member in value]
     return enumerate(cast("Iterable[object]", value))
@@ -118,6 +130,8 @@ def advice(value: object) -> str:
         return f"it is a {name}, which would come back as bytes: convert it with bytes(...)"
     if kind in _ALIASED:
         return f"a {name} is MessagePack's own: store the value that it stands for"
+    if isinstance(value, type):
+        return f"the class {named(value)} is not among the declared types: name it in its field's annotation"
     if has_tag(kind):
         return f"its class {name} is not among the declared types: name {kind.__name__} in its field's annotation"
     storable = SCALARS | WRITERS.keys() | {list, dict}

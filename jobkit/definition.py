@@ -118,8 +118,8 @@ class Fields:
         return {key: name for key, name in self.state_keys.items() if attributes and hasattr(data, key)}
 
 
-_ASSIGNMENT: Final = object()
-"""The validation context of an assignment, where a model that validates assignments sees its own state go by."""
+TRUSTED: Final = object()
+"""The validation context in which state may come along: of an assignment, and of a job that was stored."""
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(Field, PrivateAttr, state))
@@ -150,7 +150,7 @@ class Job(BaseModel, Generic[Out]):
             if name in self.__jobkit_guarded__:
                 _refuse_if_bound(self, name)
                 if self.model_config.get("validate_assignment"):
-                    self.__pydantic_validator__.validate_assignment(self, name, value, context=_ASSIGNMENT)
+                    self.__pydantic_validator__.validate_assignment(self, name, value, context=TRUSTED)
                     return
             super().__setattr__(name, value)
 
@@ -162,7 +162,7 @@ class Job(BaseModel, Generic[Out]):
         @classmethod
         def _jobkit_refuse_state(cls, data: Any, info: ValidationInfo) -> Any:
             fields = cls.__jobkit_fields__
-            if fields.state and info.context is not _ASSIGNMENT:
+            if fields.state and info.context is not TRUSTED:
                 reads_attributes = cls.model_config.get("from_attributes", False) and not isinstance(data, cls)
                 if given := fields.state_in(data, attributes=reads_attributes):
                     raise PydanticCustomError(

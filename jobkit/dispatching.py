@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pydantic_core import PydanticSerializationError, to_json
 
-from jobkit.bounds import MAX_BYTES
-from jobkit.envelope import largest_in, seal
+from jobkit.bounds import MAX_BYTES, largest_in
 from jobkit.errors import InvalidOption, InvalidParams
 from jobkit.interfaces import NewJob
 
@@ -77,7 +76,7 @@ def new_job(
         resumable=job_type.resumable,
         params=job_type.show_params(params),
         params_data=params,
-        state=seal(job_id, job_type.version, job_type.pack_state(job)) if job_type.has_initial_state(job) else None,
+        state=job_type.seal_state(job, job_id) if job_type.has_initial_state(job) else None,
         key=options.key,
         label=options.label,
         description=options.description or job_type.description,

@@ -1,7 +1,8 @@
 """The envelope that a stored state travels in: `seal` and `unseal`, and what takes most room in it.
 
-It is an array: format, job id, class version, CRC-32 of all other bytes, state, journal. Any MessagePack reader can
-open it, and any flipped bit shows: in plain MessagePack four of five would decode silently to another value.
+It is an array: format, job id, class version, CRC-32 of all other bytes, shapes of the classes, state, journal. Any
+MessagePack reader can open it, and any flipped bit shows: in plain MessagePack four of five would decode silently to
+another value.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ from typing import Final, NamedTuple
 
 import msgpack  # type: ignore[import-untyped]
 
+from jobkit.bounds import is_map, largest_in
 from jobkit.errors import SerializationError, StateCorrupt
 
 EMPTY_MAP: Final = b"\x80"
 """A packed dict without entries."""
 
+NO_SHAPES: Final = b"\xc4\x00"
+"""Packed bytes of no length."""
+
 _FORMAT: Final = 1
-_HEAD: Final = b"\x96" + bytes([_FORMAT]) + b"\xd9"  # an array of six; its format; a text whose length is one byte
+_HEAD: Final = b"\x97" + bytes([_FORMAT]) + b"\xd9"  # an array of seven; its format; a text whose length is one byte
 _UINT32: Final = 0xCE
 _NUMBER: Final = Struct(">BI")
-_SHORTEST: Final = len(_HEAD) + 1 + 5 + 5 + 2
-_MAP_HEADERS: Final = frozenset(bytes([header]) for header in (*range(0x80, 0x90), 0xDE, 0xDF))
+_SHORTEST: Final = len(_HEAD) + 1 + 5 + 5 + 2 + 2
+_BINARY_HEADERS: Final = frozenset({b"\xc4", b"\xc5", b"\xc6"})
 
 
 class Envelope(NamedTuple):
@@ -33,15 +38,17 @@ class Envelope(NamedTuple):
         version: The class version that wrote it.
         state: A MessagePack map of named fields.
         journal: A MessagePack map.
+        shapes: MessagePack that says what the classes were like that wrote it, see `Codec.shapes`.
     """
 
     job_id: str
     version: int
     state: bytes
     journal: bytes
+    shapes: bytes = NO_SHAPES
 
 
-def seal(job_id: str, version: int, state: bytes, journal: bytes = EMPTY_MAP) -> bytes:
+def seal(job_id: str, version: int, state: bytes, journal: bytes = EMPTY_MAP, shapes: bytes = NO_SHAPES) -> bytes:
     """Wrap a packed state for storage, so that any MessagePack reader can open it and any flipped bit shows.
 
     The numbers have a fixed width, so that only the length of the id moves the checksum.
@@ -51,6 +58,7 @@ def seal(job_id: str, version: int, state: bytes, journal: bytes = EMPTY_MAP) ->
         version: The version of the job's class, 0 to 2³² - 1.
         state: A packed dict.
         journal: A packed dict.
+        shapes: What the classes are like, packed bytes; `NO_SHAPES` if that is not to be known.
 
     Returns:
         The envelope.
@@ -59,11 +67,16 @@ def seal(job_id: str, version: int, state: bytes, journal: bytes = EMPTY_MAP) ->
         SerializationError: One of these does not fit.
     """
     name = job_id.encode()
-    if len(name) > 0xFF or not 0 <= version < 1 << 32 or not (_is_map(state) and _is_map(journal)):  # noqa: PLR2004
-        raise SerializationError("state", "an envelope takes an id, a version of 32 bits, and two packed dicts")
+    fits = len(name) <= 0xFF and 0 <= version < 1 << 32  # noqa: PLR2004
+    if not (fits and shapes[:1] in _BINARY_HEADERS and is_map(state) and is_map(journal)):
+        raise SerializationError(
+            "state", "an envelope takes an id, 32 bits of version, packed shapes and two packed dicts"
+        )
     head = b"".join((_HEAD, bytes([len(name)]), name, _NUMBER.pack(_UINT32, version)))
-    check = zlib.crc32(journal, zlib.crc32(state, zlib.crc32(b"\xce", zlib.crc32(head))))
-    return b"".join((head, _NUMBER.pack(_UINT32, check), state, journal))
+    check = zlib.crc32(b"\xce", zlib.crc32(head))
+    for part in (shapes, state, journal):
+        check = zlib.crc32(part, check)
+    return b"".join((head, _NUMBER.pack(_UINT32, check), shapes, state, journal))
 
 
 def unseal(data: bytes) -> Envelope:
@@ -98,15 +111,17 @@ def unseal(data: bytes) -> Envelope:
         parts = msgpack.Unpacker(max_buffer_size=0)
         parts.feed(body)
         parts.skip()
-        middle = parts.tell()
+        first = parts.tell()
+        parts.skip()
+        second = parts.tell()
         parts.skip()
         whole = parts.tell() == len(body)
     except (ValueError, msgpack.UnpackException):
         raise StateCorrupt("it holds no two maps") from None
-    state, journal = body[:middle], body[middle:]
-    if not (whole and _is_map(state) and _is_map(journal)):
+    shapes, state, journal = body[:first], body[first:second], body[second:]
+    if not (whole and shapes[:1] in _BINARY_HEADERS and is_map(state) and is_map(journal)):
         raise StateCorrupt("it holds no two maps")
-    return Envelope(job_id, version, state, journal)
+    return Envelope(job_id, version, state, journal, shapes)
 
 
 def largest_field(sealed: bytes) -> str:
@@ -122,27 +137,3 @@ def largest_field(sealed: bytes) -> str:
         return largest_in(unseal(sealed).state)
     except StateCorrupt:
         return ""
-
-
-def largest_in(packed: bytes) -> str:
-    """Find what takes most room in a packed dict.
-
-    Args:
-        packed: A packed dict of fields by name.
-
-    Returns:
-        The field's name; empty if there is none.
-    """
-    parts = msgpack.Unpacker(max_buffer_size=0)
-    parts.feed(packed)
-    largest, most = "", 0
-    for _ in range(parts.read_map_header()):
-        name, start = parts.unpack(), parts.tell()
-        parts.skip()
-        if parts.tell() - start > most:
-            largest, most = str(name), parts.tell() - start
-    return largest
-
-
-def _is_map(data: bytes) -> bool:
-    return data[:1] in _MAP_HEADERS

@@ -171,7 +171,11 @@ class ManagerNotRunning(JobkitError):
     problem: str
     advice: str
 
-    def __init__(self, problem: str, advice: str) -> None:
+    def __init__(
+        self,
+        problem: str = "the manager is not running",
+        advice: str = "enter it as a context manager, or start() it",
+    ) -> None:
         super().__init__(f"{problem}: {advice}")
         self.problem, self.advice = problem, advice
 
@@ -308,19 +312,32 @@ class StateCorrupt(JobkitError):
 
 
 class StateVersionError(JobkitError):
-    """A stored state's version can't be loaded by this build's class."""
+    """What is stored of a job can't be loaded by this build's class: it is newer, or the class has changed since.
+
+    Attributes:
+        found: The version that wrote it; that of its parameters, if the class has changed.
+        known: The version of this build's class.
+        problem: What no longer fits; None if the version is a newer one.
+    """
 
     code = "state_version"
     name: str
     found: int
     known: int
+    problem: str | None
 
-    def __init__(self, name: str, found: int, known: int) -> None:
-        super().__init__(
-            f"the state of {name!r} was written by version {found}, this build has version {known}: "
-            f"deploy a build that knows version {found}"
-        )
-        self.name, self.found, self.known = name, found, known
+    def __init__(self, name: str, found: int, known: int, problem: str | None = None) -> None:
+        if problem is None:
+            super().__init__(
+                f"the state of {name!r} was written by version {found}, this build has version {known}: "
+                f"deploy a build that knows version {found}"
+            )
+        else:
+            super().__init__(
+                f"what is stored of {name!r} does not fit this build's class: {problem}; "
+                f"deploy a build that it fits and release the job, or cancel it"
+            )
+        self.name, self.found, self.known, self.problem = name, found, known, problem
 
 
 # ── the database ──

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from jobkit.filters import JobFilter
-    from jobkit.lifecycle import Cause, Standing, Transition
-    from jobkit.model import Event, JobRecord, JobStats, Json, Page, Progress
+    from jobkit.lifecycle import Cause, Standing
+    from jobkit.lifecycle import Transition as Transition  # noqa: PLC0414  an observer's author names its type from here
+    from jobkit.model import Event, JobRecord, JobStats, Json, LogLevel, Page, Progress
 
 T = TypeVar("T")
 
@@ -87,6 +88,24 @@ class Stored(NamedTuple):
     created: bool
 
 
+class LogLine(NamedTuple):
+    """A line of a job's log, as it is stored.
+
+    Attributes:
+        message: The line.
+        level: How grave it is.
+        fields: Details.
+        size: How many bytes of the job's log it takes.
+        waited_s: For how long it had waited when it was handed over, in seconds: it was told so much before the commit.
+    """
+
+    message: str
+    level: LogLevel
+    fields: dict[str, Json]
+    size: int
+    waited_s: float = 0.0
+
+
 class Change(NamedTuple):
     """Let a cause act on a job, with what belongs to it. Answered by a `Transition`, or by why it can't be.
 
@@ -101,6 +120,8 @@ class Change(NamedTuple):
         progress: The latest progress.
         output: The result, packed and as JSON (complete).
         failure: Why it failed (fail, unloadable).
+        lines: What the attempt has logged since its last write; stored as `log` events, before that of the cause.
+        warnings: How many warnings and errors it has logged since then, also those that are not among the lines.
         waits: What it waits for (suspend); what has come already counts for nothing.
         spawns: Jobs to store with it (checkpoint).
     """
@@ -112,6 +133,8 @@ class Change(NamedTuple):
     progress: Progress | None = None
     output: tuple[bytes, Json] | None = None
     failure: Failure | None = None
+    lines: tuple[LogLine, ...] = ()
+    warnings: int = 0
     waits: tuple[Wait, ...] = ()
     spawns: tuple[NewJob, ...] = ()
 
@@ -145,7 +168,7 @@ class Claim(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """A job that was started: its standing, and what its handler needs."""
+    """A job that was started: its standing, what its handler needs, and what earlier attempts have told."""
 
     transition: Transition
     name: str
@@ -153,6 +176,8 @@ class Claimed(NamedTuple):
     params_data: bytes
     state: bytes | None
     metadata: dict[str, Json]
+    progress: Progress | None
+    log_bytes: int
 
 
 Fate: TypeAlias = Literal["alive", "crashed", "rebooted", "unknown"]
@@ -171,7 +196,7 @@ class Life(NamedTuple):
         host: The machine.
         boot_id: The machine's present boot.
         pid: Its process.
-        working: Whether it runs jobs.
+        working: Whether it takes jobs; not any more once it is being stopped.
         versions: What it can run.
         started_at: When it began.
         lease_until: Until when it may be taken to be alive without further proof.
@@ -204,6 +229,12 @@ class Renew(NamedTuple):
     lease_s: float
 
 
+class Leave(NamedTuple):
+    """Note that a life is being stopped: it takes no more jobs, and if it is killed from now on, that is no crash."""
+
+    life: str
+
+
 class Retire(NamedTuple):
     """Note that a life is over, and which of its jobs a crash counts against. Answered by True if it wasn't noted."""
 
@@ -225,7 +256,7 @@ class End(NamedTuple):
     blamed: str | None
 
 
-Write: TypeAlias = Insert | Change | Send | Claim | Register | Renew | Retire
+Write: TypeAlias = Insert | Change | Send | Claim | Register | Renew | Leave | Retire
 
 
 class Ended(NamedTuple):
@@ -293,6 +324,10 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Let go of every connection and file."""
+        ...
+
+    def hurry(self) -> None:
+        """Wait for others who write no longer than a moment from now on, until it is opened again; from any thread."""
         ...
 
     def commit(self, batch: Sequence[Write]) -> list[Any]:
@@ -412,7 +447,13 @@ class Store(Protocol):
 
 
 class Hold(Protocol):
-    """A life's proof of being alive, held open for as long as it lives."""
+    """A life's proof of being alive, held open for as long as it lives.
+
+    Attributes:
+        suffices: Whether everybody who may take the life's jobs can see it, so that nobody does just for its lease.
+    """
+
+    suffices: bool
 
     def close(self) -> None:
         """Let go, as a death would: what stays is the proof that the life is over."""
@@ -558,7 +599,7 @@ class Line(Protocol):
         """Take note of the latest progress; never blocks."""
         ...
 
-    def log(self, message: str, level: str, fields: Mapping[str, object]) -> None:
+    def log(self, message: str, level: str, fields: Mapping[str, Json]) -> None:
         """Take a line for the job's log; never blocks."""
         ...
 

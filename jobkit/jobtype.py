@@ -1,7 +1,7 @@
 """What jobkit knows of a decorated class: `JobType`. It makes bytes of jobs, and jobs of bytes.
 
 What was stored once is not validated again: a validator that doubles a number would double it twice, and one that looks
-for a file would fail once the file has been moved. Only parameters of a class whose fields have changed since are.
+for a file would fail once the file has been moved. Only fields that are new, or of another type since, are.
 
 A decorated class may name types that are defined below it. So what depends on its types is made at first use.
 """
@@ -9,11 +9,11 @@ A decorated class may name types that are defined below it. So what depends on i
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Final, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUndefinedAnnotation, PydanticUserError
@@ -21,11 +21,22 @@ from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUndefinedAnnot
 from jobkit.checks import check_class, check_options, is_async
 from jobkit.codec import Codec
 from jobkit.definition import keys_of
-from jobkit.errors import InvalidJob, InvalidOutput, InvalidParams, SerializationError, StateCorrupt
+from jobkit.envelope import EMPTY_MAP, NO_SHAPES, seal
+from jobkit.errors import (
+    InvalidJob,
+    InvalidOutput,
+    InvalidParams,
+    SerializationError,
+    StateCorrupt,
+    StateVersionError,
+)
+from jobkit.kinds import Outgrown
+from jobkit.mending import Reading
 from jobkit.model import MASK, Priority
 from jobkit.outputs import output_of
 from jobkit.plain import decode_plain
 from jobkit.problems import did_you_mean, in_one_line, may_hold_secret, problems_of, texts_in, without
+from jobkit.restoring import assemble, fitted_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -184,6 +195,27 @@ class JobType:
             raise SerializationError(f"state.{missing.args[0]}", "it was deleted; assign None instead") from None
         return self._codec.pack(state, path="state")
 
+    def seal_state(self, job: Job[Any], job_id: str, journal: bytes = EMPTY_MAP) -> bytes:
+        """Pack a job's present state, in the envelope that it is stored in.
+
+        Args:
+            job: A job of this type.
+            job_id: Its id.
+            journal: What its durable calls keep, packed.
+
+        Returns:
+            What `unseal` opens.
+
+        Raises:
+            SerializationError: A value can't be stored; its path is like `state.files.3`.
+        """
+        return seal(job_id, self.version, self.pack_state(job), journal, self.shapes)
+
+    @property
+    def shapes(self) -> bytes:
+        """What its fields' types are like, to be stored beside a state: so it shows whether they have changed since."""
+        return self._codec.shapes
+
     def has_initial_state(self, job: Job[Any]) -> bool:
         """Tell whether a job that has not run yet has a state that its defaults would not bring back.
 
@@ -206,27 +238,70 @@ class JobType:
 
     # ── a job again ──
 
-    def restore(self, params: bytes, state: bytes | None) -> Job[Any]:
+    def restore(
+        self,
+        params: bytes,
+        state: bytes | None,
+        *,
+        version: int | None = None,
+        shapes: bytes = NO_SHAPES,
+        tell: Callable[[list[str]], object] | None = None,
+    ) -> Job[Any]:
         """Make the job that was stored.
 
-        Validators don't run, unless parameters were added to the class or taken from it since: then all of them are
-        validated. State that the class no longer has is ignored, state that is new takes its default. Private
-        attributes start anew and `model_post_init` runs; what it does to stored fields is undone.
+        Validators don't run, unless the class's fields have changed since: then what is missing or no longer of the
+        declared type is validated, together with the rest, which stays as it is. State that is new takes its default.
+        Private attributes start anew and `model_post_init` runs; what it does to stored fields is undone.
 
         Args:
             params: What `pack_params` gave.
             state: What `pack_state` gave; None for the defaults.
+            version: The version that the class had when the parameters were stored; None: the present one.
+            shapes: What `shapes` was when the state was stored; `NO_SHAPES`: the present one.
+            tell: Told of the stored fields that the class no longer has, if there are any; they are dropped.
 
         Returns:
             The job, bound: its parameters are frozen.
 
         Raises:
             StateCorrupt: The bytes are not what was stored.
+            StateVersionError: The class has changed, and what is stored does not fit it any more.
             InvalidParams: The class's parameters have changed, and the stored ones don't fit any more.
             Exception: Whatever the class's own code raises: default factories, `model_post_init`, validators.
         """
-        given = _by_name(self._codec.unpack(params))
-        return self._assemble(given, {} if state is None else _by_name(self._codec.unpack(state)))
+        found = self.version if version is None else version
+        of_params = of_state = Reading()
+        if found != self.version:
+            of_params = Reading(self._codec.tags)
+        if state is not None and shapes != self.shapes:
+            of_state = Reading(self._codec.changed_since(shapes))
+        try:
+            given = _by_name(self._codec.unpack(params, of_params))
+            saved = {} if state is None else _by_name(self._codec.unpack(state, of_state))
+        except Outgrown as fault:
+            raise StateVersionError(self.name, found, self.version, fault.problem) from None
+        fields = self._fields
+        if of_params is of_state and given.keys() == fields.params.keys() and saved.keys() <= fields.state.keys():
+            values = {**given, **saved}
+        else:
+            values = self._fitted(given, saved, of_params, of_state)
+        if tell is not None and (lost := {*of_params.lost, *of_state.lost}):
+            tell(sorted(lost))
+        job = assemble(self.cls, fields, values)
+        self.bind(job)
+        return job
+
+    def _fitted(
+        self, given: dict[str, Any], saved: dict[str, Any], of_params: Reading, of_state: Reading
+    ) -> dict[str, Any]:
+        try:
+            return fitted_fields(self.cls, self._fields, given, saved, of_params=of_params, of_state=of_state)
+        except ValidationError as error:
+            problems = self._problems(error, given)
+        misfits = {path: problem for path, problem in problems.items() if path.partition(".")[0] in self._fields.state}
+        if misfits:  # raised out here: the ValidationError, which quotes the input, is not to be chained
+            raise StateVersionError(self.name, self.version, self.version, in_one_line(misfits))
+        raise InvalidParams(self.name, problems)
 
     def bind(self, job: Job[Any]) -> None:
         """Freeze a job's parameters, for they are stored now.
@@ -235,41 +310,6 @@ class JobType:
             job: A job of this type; from here on an assignment to a parameter raises `FrozenParameter`.
         """
         object.__setattr__(job, "__jobkit_bound__", True)
-
-    def _assemble(self, given: dict[str, Any], saved: dict[str, Any]) -> Job[Any]:
-        """Put a job together as pydantic's `model_construct` does; `given` becomes the job's own."""
-        fields = self._fields
-        values = given if given.keys() == fields.params.keys() else self._revalidated(given)
-        stored = set(values)
-        for name, info in fields.state.items():
-            if name in saved:
-                values[name] = saved[name]
-                stored.add(name)
-            else:
-                values[name] = info.get_default(call_default_factory=True, validated_data=values)
-        cls, put = self.cls, object.__setattr__
-        job = cls.__new__(cls)
-        put(job, "__dict__", values)
-        put(job, "__pydantic_fields_set__", stored)
-        put(job, "__pydantic_extra__", None)
-        put(job, "__pydantic_private__", None)
-        if cls.__pydantic_post_init__:  # there are private attributes, or the class has a model_post_init of its own
-            kept = {name: values[name] for name in stored}
-            job.model_post_init(None)
-            values.update(kept)
-        self.bind(job)
-        return job
-
-    def _revalidated(self, given: dict[str, Any]) -> dict[str, Any]:
-        names = self._fields.params
-        known = {name: given[name] for name in names if name in given}
-        try:
-            job = self.cls.model_validate(known, by_alias=False, by_name=True)
-        except ValidationError as error:
-            problems = self._problems(error, known)
-        else:
-            return {name: job.__dict__[name] for name in names}
-        raise InvalidParams(self.name, problems)
 
     def codec_for(self, call: Callable[..., Any]) -> Codec:
         """The codec for what a function of the handler returns: its declared return type, and the job's own types."""
@@ -320,8 +360,12 @@ class JobType:
 
         Raises:
             StateCorrupt: The bytes are not what was packed.
+            StateVersionError: A class in it has changed, and what is stored does not fit it any more.
         """
-        return self._output_codec.unpack(data)
+        try:
+            return self._output_codec.unpack(data)
+        except Outgrown as fault:
+            raise StateVersionError(self.name, self.version, self.version, fault.problem) from None
 
     # ── made at first use ──
 
@@ -343,7 +387,8 @@ class JobType:
 
     @cached_property
     def _annotations(self) -> tuple[Any, ...]:
-        return tuple(info.annotation for info in (self._fields.params | self._fields.state).values())
+        fields = self._fields.params | self._fields.state
+        return tuple(Annotated[info.annotation, name] for name, info in fields.items())  # names count in `shapes`
 
     @cached_property
     def _write_only(self) -> frozenset[str]:

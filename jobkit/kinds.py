@@ -3,21 +3,24 @@
 A *leaf* is an extension type: its code and some bytes. A *container* is an array that opens with a *marker*, an
 extension of one byte that says what the array stands for. So one C call goes each way, with a hook for each odd value.
 
-What it must never do: decode a container inside an extension. Unpacking within `ext_hook` recurses on the C stack, and
-one bad row would kill every node. With markers the C unpacker keeps its own stack, and a hook only ever sees values
-that are finished.
+What it must never do:
+
+- Decode a container inside an extension. Unpacking within `ext_hook` recurses on the C stack: one bad row would kill
+  every node. With markers the C unpacker keeps its own stack, and a hook only ever sees values that are finished.
+- Hand text to a constructor that works out more than was written: `Fraction("1e999999999")` makes a billion digits.
 
 Codes are promises to every stored row: a new kind takes a new one, and none is ever used again for another.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from fractions import Fraction
-from functools import partial
+from functools import cache, partial
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from struct import Struct
@@ -26,19 +29,25 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import msgpack  # type: ignore[import-untyped]
-from msgpack import ExtType
-from pydantic import AnyHttpUrl, AnyUrl, FileUrl, HttpUrl, SecretBytes, SecretStr
+from msgpack import ExtType, Timestamp
+from pydantic import ByteSize, Secret, SecretBytes, SecretStr, TypeAdapter, networks
 from pydantic_core import TzInfo
+
+from jobkit.errors import StateCorrupt
 
 Writer: TypeAlias = Callable[[Any], Any]
 """Turns a value into what the C packer knows, or into a list whose items have writers themselves."""
 
-SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
+SCALARS: Final[frozenset[type]] = frozenset({type(None), bool, int, float, str, bytes, Timestamp})
 """What MessagePack has itself."""
 
 
 class Refused(TypeError):
     """A value that can't be stored; the text says what to do."""
+
+
+class Outgrown(StateCorrupt):
+    """Sound bytes that the classes, as they are now, can't take; `problem` says what has changed."""
 
 
 def packer(hook: Writer | None = None, unicode_errors: str | None = None) -> msgpack.Packer:
@@ -56,33 +65,76 @@ def named(kind: type) -> str:
 MARK: Final = 64
 """The code of markers; leaves are below."""
 
+CLASS: Final = 15
+"""The code of a class that is a value itself, as the factory of a defaultdict is: its tag. Only a codec can read it."""
+
 _SPAN: Final = Struct(">iii")
 
 
 def _write_clock(moment: datetime | time) -> bytes:
-    """ISO 8601 with a zone's key in brackets (RFC 9557), and a `#` for the second of two equal wall-clock times."""
+    """ISO 8601; a zone that is more than an offset in brackets (RFC 9557); then what that can't say.
+
+    A `~` stands for pydantic's own kind of offset, a `#` for the second of two equal wall-clock times.
+    """
     zone = moment.tzinfo
-    if type(zone) is ZoneInfo and zone.key:
-        text = f"{moment.replace(tzinfo=None).isoformat()}[{zone.key}]"
-    elif zone is None or type(zone) in {timezone, TzInfo}:
+    if zone is None or zone is UTC or _is_whole_offset(zone):
         text = moment.isoformat()
-        offset = moment.utcoffset()
-        if offset and offset.microseconds:  # fromisoformat reads an offset of less than a second as UTC
-            text = f"{moment.replace(tzinfo=None).isoformat()}[={offset // timedelta.resolution}]"
+    elif type(zone) is TzInfo:
+        text = f"{moment.isoformat()}~"
     else:
-        raise Refused(f"its time zone is a {named(type(zone))}: use zoneinfo.ZoneInfo(key) or datetime.UTC")
+        text = f"{moment.replace(tzinfo=None).isoformat()}[{_said_zone(zone)}]"
     return f"{text}#".encode() if moment.fold else text.encode()
 
 
 def _read_clock(kind: type[datetime | time], data: bytes) -> datetime | time:
-    text, mark, _ = str(data, "utf-8").partition("#")
-    text, _, key = text.partition("[")
+    text = str(data, "utf-8")
+    if text[-1:] not in "#~]":
+        return kind.fromisoformat(text)
+    fold, text = text.endswith("#"), text.removesuffix("#")
+    library, text = text.endswith("~"), text.removesuffix("~")
+    text, _, said = text.partition("[")
     moment = kind.fromisoformat(text)
-    if key:
-        key = key.removesuffix("]")
-        zone = timezone(timedelta(microseconds=int(key[1:]))) if key[0] == "=" else ZoneInfo(key)
-        return moment.replace(tzinfo=zone, fold=len(mark))
-    return moment.replace(fold=1) if mark else moment
+    if said:
+        moment = moment.replace(tzinfo=_zone(said.removesuffix("]")))
+    elif library and (offset := moment.utcoffset()) is not None:
+        moment = moment.replace(tzinfo=TzInfo(offset.total_seconds()))
+    return moment.replace(fold=1) if fold else moment
+
+
+def _is_whole_offset(zone: tzinfo) -> bool:
+    """Whether ISO 8601 says all of it: fromisoformat takes an offset of less than a second for UTC, and no name."""
+    if type(zone) is not timezone:
+        return False
+    offset, *name = _initargs(zone)
+    return not name and not offset.microseconds
+
+
+def _said_zone(zone: tzinfo) -> str:
+    """A key, or an offset: in microseconds after `=`, perhaps with a name of its own; in seconds after `~`."""
+    offset = zone.utcoffset(None)
+    if type(zone) is ZoneInfo and zone.key:
+        return zone.key
+    if type(zone) is timezone and offset is not None:
+        _, *name = _initargs(zone)
+        return ";".join([f"={offset // timedelta.resolution}", *name])
+    if type(zone) is TzInfo and offset is not None:
+        return f"~{offset // timedelta(seconds=1)}"
+    raise Refused(f"its time zone is a {named(type(zone))}: use zoneinfo.ZoneInfo(key) or datetime.UTC")
+
+
+def _initargs(zone: timezone) -> tuple[Any, ...]:
+    """An offset, and a name if it was given one: which is which only pickle's own question tells."""
+    arguments: tuple[Any, ...] = zone.__getinitargs__()  # type: ignore[attr-defined]
+    return arguments
+
+
+def _zone(said: str) -> tzinfo:
+    if said[0] == "~":
+        return TzInfo(int(said[1:]))
+    if said[0] == "=":
+        offset, mark, name = said[1:].partition(";")
+        return timezone(timedelta(microseconds=int(offset)), *([name] if mark else []))
+    return ZoneInfo(said)
 
 
 def _write_int(number: int) -> bytes:
@@ -97,11 +149,18 @@ def _text(data: bytes) -> str:
     return str(data, "utf-8", "surrogatepass")
 
 
+_URLS: Final[tuple[type, ...]] = (
+    networks.AnyUrl, networks.AnyHttpUrl, networks.HttpUrl, networks.FileUrl, networks.FtpUrl, networks.AnyWebsocketUrl,
+    networks.WebsocketUrl, networks.AmqpDsn, networks.ClickHouseDsn, networks.CockroachDsn, networks.KafkaDsn,
+    networks.MariaDBDsn, networks.MongoDsn, networks.MySQLDsn, networks.NatsDsn, networks.PostgresDsn,
+    networks.RedisDsn, networks.SnowflakeDsn,
+)  # fmt: skip
+
 _TEXTUAL: Final[dict[str, type]] = {
     kind.__name__: kind
     for kind in (
-        complex, Fraction, IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network,
-        AnyUrl, AnyHttpUrl, FileUrl, HttpUrl,
+        complex, Fraction, ByteSize, IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network,
+        *_URLS,
     )
 }  # fmt: skip
 """Types of the libraries that are their own text; stored with their name."""
@@ -113,7 +172,16 @@ def _write_textual(value: object) -> bytes:
 
 def _read_textual(data: bytes) -> Any:
     name, _, text = _text(data).partition(":")
-    return _TEXTUAL[name](text)
+    kind = _TEXTUAL[name]
+    if kind is Fraction:
+        return Fraction(*map(int, text.split("/")))
+    return _url_reader(kind)(text) if kind in _URLS else kind(text)
+
+
+@cache
+def _url_reader(kind: type) -> Callable[[str], Any]:
+    """As the constructor, except that it adds no slash to a URL whose model wanted none."""
+    return TypeAdapter(kind, config={"url_preserve_empty_path": True}).validate_python
 
 
 _LEAVES: Final[tuple[tuple[int, type, Callable[[Any], bytes], Callable[[bytes], Any]], ...]] = (
@@ -131,10 +199,15 @@ _LEAVES: Final[tuple[tuple[int, type, Callable[[Any], bytes], Callable[[bytes], 
     (11, SecretStr, lambda secret: _utf8(secret.get_secret_value()), lambda data: SecretStr(_text(data))),
     (12, SecretBytes, lambda secret: secret.get_secret_value(), SecretBytes),
     *((13, kind, _write_textual, _read_textual) for kind in _TEXTUAL.values()),
+    *((14, kind, lambda zone: _said_zone(zone).encode(), lambda data: _zone(str(data, "utf-8")))
+      for kind in (ZoneInfo, timezone, TzInfo)),
 )  # fmt: skip
 """For each type that is an extension: its code, its bytes from a value, a value from its bytes."""
 
-WHOLE: Final = SCALARS.union(kind for _, kind, _, _ in _LEAVES)
+CLOCKS: Final = frozenset({1, 3})
+"""The codes of values that may have a time zone."""
+
+WHOLE: Final[frozenset[type]] = SCALARS.union(kind for _, kind, _, _ in _LEAVES)
 """The types of all values without parts."""
 
 _LEAF_READERS: Final = {code: read for code, _, _, read in _LEAVES}
@@ -181,22 +254,25 @@ class Marker:
         self.read: Callable[[list[Any]], Any] | None = read
 
 
-_FACTORIES: Final[dict[str, type]] = {kind.__name__: kind for kind in (list, dict, set, int, float, str, bool, tuple)}
-
 TUPLE: Final = Marker(1, lambda items: tuple(items[1:]))
 SET: Final = Marker(2, lambda items: set(items[1:]))
 FROZENSET: Final = Marker(3, lambda items: frozenset(items[1:]))
 OBJECT: Final = Marker(4, None)
 ENUM: Final = Marker(5, None)
 DEQUE: Final = Marker(6, lambda items: deque(items[2:], items[1]))
-DEFAULTDICT: Final = Marker(7, lambda items: defaultdict(None if items[1] is None else _FACTORIES[items[1]], items[2]))
+DEFAULTDICT: Final = Marker(7, lambda items: defaultdict(*items[1:]))
 COUNTER: Final = Marker(8, lambda items: Counter(items[1]))
 ORDERED: Final = Marker(9, lambda items: OrderedDict(zip(items[1::2], items[2::2], strict=True)))
-_MARKERS: Final = (TUPLE, SET, FROZENSET, OBJECT, ENUM, DEQUE, DEFAULTDICT, COUNTER, ORDERED)  # in the order of codes
+SECRET: Final = Marker(10, lambda items: Secret(items[1]))
+PATTERN: Final = Marker(11, lambda items: re.compile(items[1], items[2]))
+RANGE: Final = Marker(12, lambda items: range(*items[1:]))
+_MARKERS: Final = (
+    TUPLE, SET, FROZENSET, OBJECT, ENUM, DEQUE, DEFAULTDICT, COUNTER, ORDERED, SECRET, PATTERN, RANGE,
+)  # in the order of codes  # fmt: skip
 
-LOOSE_SET: Final = Marker(10, None)
+LOOSE_SET: Final = Marker(126, None)
 """A set whose members are not sorted yet; never stored, no more than the next."""
-LOOSE_FROZENSET: Final = Marker(11, None)
+LOOSE_FROZENSET: Final = Marker(127, None)
 
 
 def read_marker(data: bytes) -> Marker:
@@ -221,11 +297,11 @@ def _write_set(settled: Marker, loose: Marker, members: set[Any] | frozenset[Any
 
 def _write_defaultdict(value: defaultdict[Any, Any]) -> list[Any]:
     factory = value.default_factory
-    if factory is not None and factory not in _FACTORIES.values():
+    if factory is not None and not isinstance(factory, type):
         raise Refused(
-            f"the factory of its defaultdict can't be stored: use one of {', '.join(_FACTORIES)}, or a plain dict"
+            "the factory of its defaultdict is no class: use list, int or a class of the job's, or a plain dict"
         )
-    return [DEFAULTDICT.ext, getattr(factory, "__name__", None), dict(value)]
+    return [DEFAULTDICT.ext, factory, dict(value)]
 
 
 WRITERS: Final[dict[type, Writer]] = {
@@ -237,5 +313,17 @@ WRITERS: Final[dict[type, Writer]] = {
     defaultdict: _write_defaultdict,
     Counter: lambda value: [COUNTER.ext, dict(value)],
     OrderedDict: lambda value: [ORDERED.ext, *(part for pair in value.items() for part in pair)],
+    Secret: lambda secret: [SECRET.ext, secret.get_secret_value()],
+    re.Pattern: lambda pattern: [PATTERN.ext, pattern.pattern, pattern.flags],
+    range: lambda span: [RANGE.ext, span.start, span.stop, span.step],
 }
 """For each type that MessagePack lacks, and for integers beyond 64 bits."""
+
+LIBRARY: Final[dict[str, type]] = {f"={kind.__name__}": kind for kind in (list, dict, *SCALARS, *WRITERS)}
+"""Each class that can be stored whatever is declared, by the tag that it has as a value itself."""
+
+
+def write_class(tag: str) -> tuple[int, bytes]:
+    """Write a class that is a value itself."""
+    made: tuple[int, bytes] = ExtType(CLASS, tag.encode())
+    return made

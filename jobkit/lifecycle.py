@@ -15,7 +15,8 @@ Each cell of the table is one of
 * *removed*: the row goes.
 
 Invariants: a terminal status is never left but by deletion; `attempt` never falls; a wanted cancel wins over every
-other outcome; every change of status has exactly one stored event, whose number is raised in the same transition.
+other outcome; every change of status has exactly one stored event, which is numbered in the same transition, as are the
+lines of the job's log that are stored with it.
 The diagram in docs/lifecycle.md is generated from `TABLE`.
 """
 
@@ -478,13 +479,14 @@ _REQUESTED: Final = {"pause": "pause_requested", "cancel": "cancel_requested", N
 """Stored event types of requests to a running job."""
 
 
-def advance(job: Standing, cause: Cause, now: datetime) -> Transition:
+def advance(job: Standing, cause: Cause, now: datetime, lines: int = 0) -> Transition:
     """Decide what a cause does to a job.
 
     Args:
         job: Where it stands.
         cause: What happened.
         now: The database's time (aware).
+        lines: How many lines of the job's log are stored with it: they are numbered before its own event.
 
     Returns:
         The transition; its `after` equals its `before` where there is nothing to do.
@@ -502,8 +504,8 @@ def advance(job: Standing, cause: Cause, now: datetime) -> Transition:
         raise _refusal(job, cause, _ASKED_FOR[cause.trigger])
     after = cell.decide(job, cause, now)
     event = _told(job, cause.trigger, after)
-    if event is not None:
-        after = after._replace(event_seq=job.event_seq + 1)
+    if stored := lines + (event is not None):
+        after = after._replace(event_seq=job.event_seq + stored)
     return Transition(job, cause, after, event)
 
 

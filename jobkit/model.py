@@ -7,7 +7,7 @@ All times are aware UTC datetimes; all durations are seconds and say so in their
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping  # noqa: TC003  whoever reads these annotations at run time finds their names
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime  # noqa: TC003  as above
 from enum import IntEnum, StrEnum
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
@@ -20,6 +20,12 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 
 Wanted: TypeAlias = Literal["pause", "cancel"]
 """What was asked of a running job and not yet done."""
+
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+"""How grave a line of a job's log is."""
+
+LOG_LEVELS: Final[tuple[LogLevel, ...]] = ("debug", "info", "warning", "error")
+"""From the slightest to the gravest."""
 
 ExecutorName: TypeAlias = Literal["auto", "inline", "thread"]
 """Where a job type asks to run."""
@@ -91,6 +97,9 @@ class Priority(IntEnum):
 class Progress:
     """How far a job has come.
 
+    A handler says how far; how fast, and for how long still, is worked out from the time for which it ran: neither is
+    asked whether two are equal.
+
     Attributes:
         fraction: 0.0 to 1.0, or None if it can't be told.
         completed: Units done.
@@ -99,6 +108,9 @@ class Progress:
         phase: The part of the work under way.
         message: One line for people.
         data: Anything JSON can say, for programs.
+        rate: How fast it went on when this was told: units a second of running, or where only the fraction is known,
+            how much of that; None until there is enough to tell.
+        eta_s: For how many seconds it still had to run then; a pause or a break adds nothing. None if it can't be told.
     """
 
     fraction: float | None = None
@@ -108,6 +120,8 @@ class Progress:
     phase: str | None = None
     message: str | None = None
     data: Json = None
+    rate: float | None = field(default=None, compare=False)
+    eta_s: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +147,8 @@ class Event(NamedTuple):
         seq: 1, 2, 3… per job without gaps; `progress` and `checkpoint` are live only and repeat the last stored number.
         type: What happened: `"created"`, `"started"`, `"completed"`…
         status: The job's status after it.
-        message: One line for people.
-        data: Details, as JSON.
+        message: One line for people; of a `log` event, the line.
+        data: Details, as JSON. Of a `log` event: its `level`, the `attempt` that told it, and its `fields`.
         at: When, by the database's clock.
         cursor: Where a reader of all jobs goes on from; empty for a live event.
     """
@@ -175,6 +189,7 @@ class JobRecord:
         progress: The latest progress that was stored.
         output: Its result as JSON, once completed.
         error: Why the last attempt failed.
+        warnings: How many warnings and errors its handlers have logged, over all attempts.
         attempt: 0 until the first claim; rises at every claim and fences every write.
         retry_count: Automatic retries so far.
         max_retries: How many it may have.
@@ -212,6 +227,7 @@ class JobRecord:
     progress: Progress | None
     output: Json
     error: Failure | None
+    warnings: int
     attempt: int
     retry_count: int
     max_retries: int

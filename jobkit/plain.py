@@ -1,4 +1,4 @@
-"""Values for people: as data that JSON can say. Not to be read back.
+"""Values for people: as data that JSON can say, and text that can do no harm. Not to be read back.
 
 Models become dicts, enums their values, sets and tuples lists; times, paths and numbers text as pydantic writes it;
 bytes UTF-8 or base64; secrets asterisks. It is made of packed bytes without knowing any class, so that every node can
@@ -7,6 +7,7 @@ show what any other has stored; a value is packed for it.
 
 from __future__ import annotations
 
+import unicodedata
 from base64 import b64encode
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -18,19 +19,23 @@ from jobkit.codec import pack
 from jobkit.culprit import advice
 from jobkit.errors import StateCorrupt
 from jobkit.kinds import (
+    CLASS,
     COUNTER,
     DEFAULTDICT,
     DEQUE,
     ENUM,
+    LIBRARY,
     MARK,
     OBJECT,
     ORDERED,
-    SCALARS,
+    PATTERN,
+    SECRET,
     WRITERS,
     Marker,
     Refused,
     read_leaf,
     read_marker,
+    write_class,
 )
 from jobkit.model import MASK
 
@@ -41,6 +46,24 @@ if TYPE_CHECKING:
     from jobkit.model import Json
 
 _JSON: Final[TypeAdapter[Any]] = TypeAdapter(Any)
+_SPOKEN: Final = frozenset({type(None), bool, int, list, dict})
+"""What JSON has itself, once its parts are said."""
+
+TEXT_BYTES: Final = 8 * 1024
+"""How long a text may be that somebody else has written, such as an error's."""
+
+
+def clean(text: str, limit: int = TEXT_BYTES) -> str:
+    """Make a text that any database and terminal takes: no control characters, no lone surrogates, not too long."""
+    text = text[:limit]
+    if not text.isprintable():
+        text = "".join(char if _is_harmless(char) else "\ufffd" for char in text)
+    data = text.encode()
+    return text if len(data) <= limit else data[:limit].decode(errors="ignore")
+
+
+def _is_harmless(char: str) -> bool:
+    return char in "\n\t" or unicodedata.category(char) not in {"Cc", "Cs"}
 
 
 def plain(value: object) -> Json:
@@ -61,6 +84,8 @@ def plain(value: object) -> Json:
 def _lower(value: object) -> Any:
     write = WRITERS.get(type(value))
     if write is None:
+        if isinstance(value, type) and (has_tag(value) or value in LIBRARY.values()):
+            return write_class(value.__name__)
         if not has_tag(type(value)):
             raise Refused(advice(value))
         write, _ = pair(type(value))
@@ -99,7 +124,7 @@ def _said(value: Any) -> Json:
             return str(value, "utf-8")
         except UnicodeDecodeError:
             return b64encode(value).decode()
-    if kind in SCALARS or kind in {list, dict}:
+    if kind in _SPOKEN:
         return cast("Json", value)
     if isinstance(value, (SecretStr, SecretBytes)):
         return MASK
@@ -110,6 +135,8 @@ def _said(value: Any) -> Json:
 
 
 def _ext(code: int, data: bytes) -> Any:
+    if code == CLASS:
+        return str(data, "utf-8").removeprefix("=")
     return read_marker(data) if code == MARK else _said(read_leaf(code, data))
 
 
@@ -136,6 +163,8 @@ _SAYERS: Final[dict[Marker, Callable[[list[Any]], Json]]] = {
     DEFAULTDICT: lambda items: dict(items[2]),
     ORDERED: lambda items: _map([*zip(items[1::2], items[2::2], strict=True)]),
     DEQUE: lambda items: [_said(item) for item in items[2:]],
+    SECRET: lambda _: MASK,
+    PATTERN: lambda items: _said(items[1]),
 }
 """What an array with a marker is to people, if not the list of its other items."""
 

@@ -25,6 +25,7 @@ POINTS: Final = frozenset(
         "recovery",
         "register",
         "renew",
+        "leave",
         "retire",
     )
     for when in ("before_commit", "after_commit")

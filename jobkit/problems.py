@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pydantic import SecretBytes, SecretStr, TypeAdapter
+from pydantic import Secret, SecretBytes, SecretStr, TypeAdapter
 from pydantic.errors import PydanticUserError
 
 from jobkit.model import MASK
@@ -54,7 +54,9 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
 
 
 def may_hold_secret(annotation: Any) -> bool:
-    """Tell by the JSON schema, in which pydantic marks secrets `writeOnly`; what has none may."""
+    """Tell by the JSON schema, in which pydantic marks most secrets `writeOnly`; what has none may."""
+    if "pydantic.types.Secret[" in repr(annotation):
+        return True
     try:
         return "'writeOnly': True" in str(TypeAdapter(annotation).json_schema())
     except PydanticUserError:
@@ -65,7 +67,7 @@ def texts_in(value: Any) -> Iterator[str]:
     """Yield every text in a value, secrets in clear."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, (SecretStr, SecretBytes)):
+    elif isinstance(value, (SecretStr, SecretBytes, Secret)):
         yield str(value.get_secret_value())
     elif isinstance(value, Mapping):
         for one in value.values():

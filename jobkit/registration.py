@@ -172,14 +172,21 @@ class Registry:
             job: A job of a registered class.
 
         Returns:
-            A MessagePack map: `version`, `params` and `state`, the last two MessagePack maps of fields themselves.
+            A MessagePack map: `version`, `shapes`, `params` and `state`, the last two MessagePack maps of fields.
 
         Raises:
             InvalidJob: Its class is not registered here.
             SerializationError: It holds what can't be stored.
         """
         kind = self.type_of(job)
-        return _PACKED.pack({"version": kind.version, "params": kind.pack_params(job), "state": kind.pack_state(job)})
+        return _PACKED.pack(
+            {
+                "version": kind.version,
+                "shapes": kind.shapes,
+                "params": kind.pack_params(job),
+                "state": kind.pack_state(job),
+            }
+        )
 
     def restore(self, name: str, data: bytes) -> Job[Any]:
         """Make the job that `pack` packed; see `JobType.restore`.
@@ -194,16 +201,16 @@ class Registry:
         Raises:
             UnknownJob: No job is registered under that name.
             StateCorrupt: The bytes are not what was packed.
-            StateVersionError: They were packed by a newer version of the class.
+            StateVersionError: They were packed by a newer version of the class, or do not fit the class any more.
             InvalidParams: The class's parameters have changed, and the packed ones don't fit any more.
         """
         kind = self.get(name)
         match _PACKED.unpack(data):
-            case {"version": int(version), "params": bytes(params), "state": bytes(state)}:
+            case {"version": int(version), "shapes": bytes(shapes), "params": bytes(params), "state": bytes(state)}:
                 if version > kind.version:
                     raise StateVersionError(kind.name, version, kind.version)
-                return kind.restore(params, state)
-        raise StateCorrupt(f"the packed {kind.name!r} is no map of version, params and state")
+                return kind.restore(params, state, version=version, shapes=shapes)
+        raise StateCorrupt(f"the packed {kind.name!r} is no map of version, shapes, params and state")
 
     def load_installed(self) -> list[str]:
         """Import what installed packages name in the entry-point group `jobkit.jobs`; once, later calls do nothing.

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 from urllib.parse import quote
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
     EnvSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
@@ -42,10 +43,20 @@ UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 """A path in which `~` means the home directory."""
 
 
+def _words(given: Any) -> Any:
+    """Take a text apart at its commas; whatever else it is, leave it to be judged."""
+    return [word for part in given.split(",") if (word := part.strip())] if isinstance(given, str) else given
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
+"""Several words: a list, or one text with commas, as the environment has it."""
+
+
 class Settings(BaseSettings):
     """How jobkit works here. Arguments outrank the environment, which outranks files.
 
     Attributes:
+        app: The modules that define this application's jobs, by dotted names, for the command line to import.
         database_url: An SQLAlchemy URL; without one, the SQLite file `sqlite_path` is used.
         sqlite_path: The SQLite file.
         data_dir: Where jobs keep files; by default beside the SQLite file.
@@ -58,6 +69,7 @@ class Settings(BaseSettings):
         checkpoint_every_s: How often `ctx.track` makes a checkpoint, in seconds, unless told otherwise.
         keep_checkpoints: How many checkpoints of a job are kept.
         max_state_bytes: The largest packed state.
+        max_log_bytes: How much of a job's log is kept, over all its attempts.
         durability: `"full"`: what is committed survives power loss; `"normal"`: it survives any crash of a process.
         allow_network_fs: Whether SQLite may be used on a network file system, where its locks can't be relied on.
 
@@ -72,6 +84,7 @@ class Settings(BaseSettings):
         frozen=True,
     )
 
+    app: Words = ()
     database_url: str | None = None
     sqlite_path: UserPath = Path("jobs.db")
     data_dir: UserPath | None = None
@@ -83,6 +96,7 @@ class Settings(BaseSettings):
     checkpoint_every_s: Seconds = 1.0
     keep_checkpoints: int = Field(default=5, ge=1)
     max_state_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
+    max_log_bytes: int = Field(default=1024 * 1024, ge=1)
     durability: Literal["full", "normal"] = "full"
     allow_network_fs: bool = False
 

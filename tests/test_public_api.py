@@ -17,7 +17,7 @@ CONTRACT = {
     "FrozenParameter", "JobNotFound", "IllegalTransition", "KeyConflict", "LeaseLost", "StateTooLarge",
     "StateCorrupt", "StateVersionError", "SerializationError",
     "StoreUnavailable", "SchemaMismatch", "JobFailed", "JobCancelled", "JobTimedOut", "JobLost",
-    "JobHeld", "JobkitError", "ControlOutcome",
+    "JobHeld", "JobkitError", "BlockingJobManager", "ControlOutcome",
 }  # fmt: skip
 
 FIRST_IN_A_FRESH_PROCESS = """

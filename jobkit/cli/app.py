@@ -64,7 +64,7 @@ def run(tokens: Sequence[str]) -> int:
 def _parser() -> App:
     parser = App(name="jobkit", help="Durable, resumable jobs.", version=_version, suppress_keyboard_interrupt=False)
     for command in COMMANDS:
-        parser.command(command.path, name=command.names, help=command.line)
+        parser.command(command.path, name=command.names)
     return parser
 
 

@@ -18,8 +18,15 @@ class Command(NamedTuple):
 
 COMMANDS: Final = (
     Command(("demo",), "jobkit.cli.demo:demo", "See a job killed half-way go on from its last checkpoint."),
+    Command(("worker",), "jobkit.cli.worker:worker", "Run jobs until told to stop."),
     Command(("list", "ls"), "jobkit.cli.listing:list_jobs", "List jobs, newest first."),
     Command(("show",), "jobkit.cli.show:show", "Show all that is known of one job."),
+    Command(("watch",), "jobkit.cli.watch:watch", "Watch one job's progress until it ends."),
+    Command(("pause",), "jobkit.cli.control:pause", "Pause jobs, with their state saved."),
+    Command(("resume",), "jobkit.cli.control:resume", "Let paused jobs go on."),
+    Command(("cancel",), "jobkit.cli.control:cancel", "Cancel jobs: they can't complete any more."),
+    Command(("release",), "jobkit.cli.control:release", "Let held jobs go on, once their cause is mended."),
+    Command(("rm",), "jobkit.cli.control:rm", "Delete finished jobs, with all that is known of them."),
 )
 
 _OVERVIEW: Final = """\
@@ -37,7 +44,7 @@ Everywhere:
   --version   The release.
 
 Exit codes: 0 ok, 1 job failed, 2 usage, 3 environment, 4 not found, 5 conflict,
-6 migration needed, 130 interrupted.
+6 migration needed, 7 time-out, 130 interrupted.
 """
 
 

@@ -1,7 +1,7 @@
-"""Which database a command means, and opening it to read.
+"""Which database a command means, and opening it to look at its jobs or to ask something of them.
 
-A command that only reads must never make a database: a mistyped path would leave an empty one behind and answer that
-there are no jobs. So a file is looked for before anything opens it.
+Such a command must never make a database: a mistyped path would leave an empty one behind and answer that there are no
+jobs. So a file is looked for before anything opens it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Database: TypeAlias = Annotated[
 
 
 @asynccontextmanager
-async def reading(given: str | None) -> AsyncIterator[JobManager]:
-    """Open the database to look at it: a manager that runs nothing.
+async def client(given: str | None) -> AsyncIterator[JobManager]:
+    """Open the database that is there, with a manager that runs nothing.
 
     Args:
         given: The option `--database`.
@@ -44,13 +44,19 @@ async def reading(given: str | None) -> AsyncIterator[JobManager]:
     from jobkit import JobManager, Settings
 
     settings = Settings()
-    store = _meant(given, settings)
+    store = meant(given, settings)
     _must_exist(store, hint=given is None)
     async with JobManager(store, settings=settings, work=False) as manager:
         yield manager
 
 
-def _meant(given: str | None, settings: Settings) -> str | Path:
+def meant(given: str | None, settings: Settings) -> str | Path:
+    """Tell which database is meant: a URL, or a path.
+
+    Args:
+        given: The option `--database`.
+        settings: What holds without it.
+    """
     if given is not None:
         return given if "://" in given else Path(given).expanduser()
     return settings.database_url or settings.sqlite_path

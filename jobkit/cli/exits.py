@@ -15,6 +15,7 @@ ENVIRONMENT: Final = 3
 NOT_FOUND: Final = 4
 CONFLICT: Final = 5
 MIGRATION: Final = 6
+TIMED_OUT: Final = 7
 INTERRUPTED: Final = 130
 
 _BY_CODE: Final = {

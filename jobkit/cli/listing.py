@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from cyclopts import Parameter
-
-from jobkit.cli.database import Database, reading
+from jobkit.cli.database import Database, client
 from jobkit.cli.exits import USAGE, Refused, complain
-from jobkit.cli.words import moment, pairs, several
+from jobkit.cli.words import Flag, Several, moment, pairs, several
 
 if TYPE_CHECKING:
     from jobkit import JobRecord, Page
-
-Several = Annotated[list[str] | None, Parameter(negative="", consume_multiple=False)]
-Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
 SHORTEST: Final = 13
 """How much of an id is shown at least: with UUIDs of version 7, the millisecond."""
@@ -78,7 +73,7 @@ async def list_jobs(
         "tag": several(tag), "metadata": pairs(metadata), "since": moment("--since", since),
         "until": moment("--until", until), "text": text,
     }  # fmt: skip
-    async with reading(database) as manager:
+    async with client(database) as manager:
         from jobkit import JobFilter
 
         page = await manager.list_jobs(JobFilter(**conditions), limit=limit, cursor=cursor)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from jobkit import JobStatus, Progress
+    from jobkit import JobRecord, JobStatus, Progress
 
 PIPE_WIDTH: Final = 200
 BAR: Final = 20
@@ -46,6 +46,22 @@ def clean(text: object) -> str:
 def coloured(status: JobStatus | str) -> Text:
     """Say a status in its colour."""
     return Text(str(status), style=COLOURS.get(str(status), ""))
+
+
+def standing(record: JobRecord) -> Text:
+    """Say where a job stands, with what was asked of it, or why it stands there."""
+    told = coloured(record.status)
+    if record.wanted or record.reason:
+        told.append(f"  ({clean(record.wanted + ' requested' if record.wanted else record.reason)})", style="default")
+    if silent(record):
+        told.append("  its worker gives no sign of life", style="red")
+    return told
+
+
+def silent(record: JobRecord) -> bool:
+    """Tell whether a job is still called running though its worker has let its lease run out."""
+    until = record.lease_deadline
+    return record.status == "running" and until is not None and until < datetime.now(UTC)
 
 
 def age(at: datetime | None, now: datetime | None = None) -> str:
@@ -87,7 +103,7 @@ def percent(progress: Progress | None) -> str:
     if progress is None:
         return "–"
     if progress.fraction is not None:
-        return f"{progress.fraction:.0%}"
+        return f"{_parts(progress.fraction, 100)}%"
     return "…" if progress.completed is None else f"{progress.completed:,g}"
 
 
@@ -95,13 +111,21 @@ def bar(progress: Progress) -> Text:
     """Draw how far a job has come, with what it says of it."""
     drawn = Text()
     if progress.fraction is not None:
-        full = round(progress.fraction * BAR)
-        drawn.append("━" * full, style="green").append("━" * (BAR - full), style="bright_black")
-        drawn.append(f" {progress.fraction:.0%}")
+        full = _parts(progress.fraction, BAR)
+        drawn.append("━" * full, style="green").append("─" * (BAR - full), style="bright_black").append(" ")
+    return drawn.append(amounts(progress))
+
+
+def amounts(progress: Progress) -> str:
+    """Say how far a job has come, with all that it says of it."""
+    words = [] if progress.fraction is None else [percent(progress)]
     if progress.completed is not None:
         total = "" if progress.total is None else f" of {progress.total:,g}"
-        drawn.append(f"  {progress.completed:,g}{total} {clean(progress.unit or '')}".rstrip())
-    for word in (progress.phase, progress.message):
-        if word:
-            drawn.append(f"  {clean(word)}")
-    return drawn
+        words.append(f"{progress.completed:,g}{total} {clean(progress.unit or '')}".rstrip())
+    words += [clean(word) for word in (progress.phase, progress.message) if word]
+    return "  ".join(words)
+
+
+def _parts(fraction: float, of: int) -> int:
+    """Count the parts that are full, so that what is nearly done is never shown as done; 0.57 of 100 are 57."""
+    return int(fraction * of + 1e-9)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import Parameter
 
-from jobkit.cli.database import Database, reading
+from jobkit.cli.database import Database, client
 from jobkit.cli.words import find
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ async def show(
     ] = False,
 ) -> None:
     """Show all that is known of one job."""
-    async with reading(database) as manager:
+    async with client(database) as manager:
         record = await find(manager, job_id)
         events = await _stored_events(manager, record)
     if json:
@@ -73,12 +73,9 @@ async def _stored_events(manager: JobManager, record: JobRecord) -> list[Event]:
 def _parts(record: JobRecord, events: list[Event]) -> Iterator[RenderableType]:
     from rich.text import Text
 
-    from jobkit.cli.people import clean, coloured
+    from jobkit.cli.people import clean, standing
 
-    head = Text.assemble((clean(record.name), "bold"), "  ", coloured(record.status))
-    if record.wanted or record.reason:
-        head.append(f"  ({clean(record.wanted + ' requested' if record.wanted else record.reason)})")
-    yield head
+    yield Text.assemble((clean(record.name), "bold"), "  ", standing(record))
     if record.description:
         yield Text(clean(record.description), style="italic")
     yield _table(_facts(record))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
+
+from cyclopts import Parameter
 
 from jobkit.cli.exits import NOT_FOUND, USAGE, Refused
 
@@ -12,6 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from jobkit import JobManager, JobRecord
+
+Several: TypeAlias = Annotated[list[str] | None, Parameter(negative="", consume_multiple=False)]
+"""An option that may be repeated, and hold several words with commas: `several` reads it."""
+
+Flag: TypeAlias = Annotated[bool, Parameter(negative="", show_default=False)]
+"""An option that is there or not."""
 
 _AGO: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w)")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}

@@ -9,27 +9,19 @@ its own, as one does that awaits a cancelled task, has failed like any other.
 from __future__ import annotations
 
 import traceback
-import unicodedata
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from jobkit.definition import Job
 from jobkit.dispatching import check_options, new_job
-from jobkit.envelope import seal, unseal
-from jobkit.errors import (
-    InvalidParams,
-    JobkitError,
-    LeaseLost,
-    StateCorrupt,
-    StateVersionError,
-    UnknownJob,
-)
+from jobkit.envelope import unseal
+from jobkit.errors import InvalidParams, JobkitError, LeaseLost, StateCorrupt, StateVersionError, UnknownJob
 from jobkit.flow import JobSide
 from jobkit.interfaces import Completed, Failed, Fenced, Interrupt, Interrupted, Unloadable, ended_error
 from jobkit.journal import Journal
 from jobkit.model import Failure, JobStatus
-from jobkit.plain import decode_plain
+from jobkit.plain import TEXT_BYTES, clean, decode_plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,8 +29,6 @@ if TYPE_CHECKING:
     from jobkit.interfaces import Ended, Link, Outcome, Work
     from jobkit.jobtype import JobType
     from jobkit.registration import Registry
-
-ERROR_BYTES: Final = 8 * 1024
 
 _STRENGTH: Final = ("cancel", "time-out", "pause", "shutdown", "suspend")
 
@@ -64,7 +54,7 @@ async def perform(
     """
     try:
         job_type = registry.get(work.name)
-        job, journal = _load(job_type, work)
+        job, journal = _load(job_type, work, link)
     except UnknownJob as error:
         return Unloadable("unknown_job", failure_of(error))
     except StateCorrupt as error:
@@ -74,7 +64,7 @@ async def perform(
     except BaseException as error:  # noqa: BLE001  the wall around a handler: loading runs code of its class
         return judge(error, link, stopped=stopped())
     side = JobSide(
-        pack=lambda: seal(work.job_id, job_type.version, job_type.pack_state(job), journal.packed),
+        pack=lambda: job_type.seal_state(job, work.job_id, journal.packed),
         journal=journal,
         offspring=lambda child, new_id, options: new_job(
             registry.type_of(child), child, new_id, check_options(options), work.max_state_bytes
@@ -162,16 +152,21 @@ class _Performance(NamedTuple):
             self.link.log(f"{name} raised {_said(error)}", "error", {})
 
 
-def _load(job_type: JobType, work: Work) -> tuple[Job[Any], Journal]:
+def _load(job_type: JobType, work: Work, link: Link) -> tuple[Job[Any], Journal]:
     """Turn stored bytes into a job and its journal, or say why they can't be."""
+
+    def tell(lost: list[str]) -> None:
+        link.log(f"what is stored of fields that the class no longer has was dropped: {', '.join(lost)}", "warning", {})
+
     if work.state is None:
-        return job_type.restore(work.params, None), Journal()
+        return job_type.restore(work.params, None, version=work.version, tell=tell), Journal()
     envelope = unseal(work.state)
     if envelope.job_id != work.job_id:
         raise StateCorrupt(f"it belongs to job {envelope.job_id}", work.job_id)
     if envelope.version > job_type.version:
         raise StateVersionError(work.name, envelope.version, job_type.version)
-    return job_type.restore(work.params, envelope.state), Journal(envelope.journal)
+    job = job_type.restore(work.params, envelope.state, version=work.version, shapes=envelope.shapes, tell=tell)
+    return job, Journal(envelope.journal)
 
 
 def _compare_params(job_type: JobType, job: Job[Any], work: Work, link: Link) -> None:
@@ -179,7 +174,7 @@ def _compare_params(job_type: JobType, job: Job[Any], work: Work, link: Link) ->
     try:
         if job_type.pack_params(job) == work.params:
             return
-        if job_type.pack_params(job) == job_type.pack_params(job_type.restore(work.params, None)):
+        if job_type.pack_params(job) == job_type.pack_params(job_type.restore(work.params, None, version=work.version)):
             return  # the class has changed since, not the parameters
     except Exception:  # noqa: BLE001, S110  what can't even be packed any more was changed
         pass
@@ -242,19 +237,6 @@ def _is_cancellation(error: BaseException) -> bool:
 # ── errors as text ──
 
 
-def clean(text: str, limit: int = ERROR_BYTES) -> str:
-    """Make a text that any database and terminal takes: no control characters, no lone surrogates, not too long."""
-    text = text[:limit]
-    if not text.isprintable():
-        text = "".join(char if _is_harmless(char) else "\ufffd" for char in text)
-    data = text.encode()
-    return text if len(data) <= limit else data[:limit].decode(errors="ignore")
-
-
-def _is_harmless(char: str) -> bool:
-    return char in "\n\t" or unicodedata.category(char) not in {"Cc", "Cs"}
-
-
 def _message(error: BaseException) -> str:
     try:
         return clean(str(error))
@@ -273,7 +255,7 @@ def failure_of(error: BaseException) -> Failure:
         return Failure(kind, message)
     try:
         trace = "".join(traceback.format_exception(error))
-        trace = clean(trace[-ERROR_BYTES:].encode(errors="replace")[-ERROR_BYTES:].decode(errors="ignore"))
+        trace = clean(trace[-TEXT_BYTES:].encode(errors="replace")[-TEXT_BYTES:].decode(errors="ignore"))
     except BaseException:  # noqa: BLE001  nor must a broken traceback
         trace = ""
     return Failure(kind, message, trace)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from jobkit.flow import JobSide
     from jobkit.interfaces import InterruptKind, Link, NewJob, Outcome, Question, Suspension, Threads, Transaction, Work
-    from jobkit.model import Progress
+    from jobkit.model import Json, Progress
     from jobkit.registration import Registry
 
 
@@ -80,7 +80,7 @@ class LoopPort:
         """Pass progress on."""
         self._link.report(progress)
 
-    def log(self, message: str, level: str, fields: Mapping[str, object]) -> None:
+    def log(self, message: str, level: str, fields: Mapping[str, Json]) -> None:
         """Pass a line for the job's log on."""
         self._link.log(message, level, fields)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import os
 import threading
@@ -70,7 +71,9 @@ class SystemThreads:
 
     def start(self, run: Callable[[], None], name: str) -> None:
         """Run a function in a thread of its own, in a copy of the caller's context."""
-        threading.Thread(target=contextvars.copy_context().run, args=(run,), name=name, daemon=True).start()
+        context = contextvars.copy_context()
+        context.run(_leave_loop)
+        threading.Thread(target=context.run, args=(run,), name=name, daemon=True).start()
 
     async def run(self, call: Callable[[], T], name: str) -> T:
         """Run a function in a thread of its own and wait for its result; if cancelled, leave it behind."""
@@ -92,3 +95,11 @@ class SystemThreads:
     def wait(self, signal: ThreadSignal, seconds: float) -> bool:
         """Wait in a thread until a signal is set or the time is over."""
         return signal.wait(seconds)
+
+
+def _leave_loop() -> None:
+    """Forget in this context that a loop runs: else no function in the thread could run one of its own, by anyio."""
+    with contextlib.suppress(ImportError):  # there is no trace of the loop without it
+        from sniffio import current_async_library_cvar  # noqa: PLC0415  it comes with trio
+
+        current_async_library_cvar.set(None)

@@ -1,7 +1,8 @@
 """The feed: tells those who wait what this process has committed.
 
 It is a shortcut, never the truth: whoever waits also looks at the database now and then, since another process may have
-done what it waits for. Lives on the event loop; nothing here is called from another thread.
+done what it waits for. Lives on the event loop; nothing here is called from another thread, but for a listener's end:
+who listens just lets go, in whatever thread, or has the garbage collector do it, so an end is only noted there.
 """
 
 from __future__ import annotations
@@ -56,28 +57,36 @@ class Feed:
         self._observers = observers
         self.attendant: Observer | None = None
         self._ears: dict[str | None, set[ref[Ear]]] = {}
+        self._count = 0
+        self._gone: deque[tuple[str | None, ref[Ear]]] = deque()
         self.queued: anyio.Event = anyio.Event()
 
     @property
     def watched(self) -> bool:
         """Whether anybody listens; may be asked from any thread."""
-        return bool(self._ears)
+        return self._count > len(self._gone)
 
     def listen(self, job_id: str | None = None) -> Ear:
         """Hear of one job, or of all, for as long as the answer is kept."""
-        ear = Ear()
-        ears = self._ears.setdefault(job_id, set())
-
-        def gone(kept: ref[Ear]) -> None:
-            ears.discard(kept)
-            if not ears and self._ears.get(job_id) is ears:
-                del self._ears[job_id]
-
-        ears.add(ref(ear, gone))
+        self._strike_out()
+        ear, gone = Ear(), self._gone
+        self._ears.setdefault(job_id, set()).add(ref(ear, lambda kept: gone.append((job_id, kept))))
+        self._count += 1
         return ear
+
+    def _strike_out(self) -> None:
+        """Forget those who have let go since the last time."""
+        while self._gone:
+            job_id, kept = self._gone.popleft()
+            self._count -= 1
+            ears = self._ears[job_id]
+            ears.remove(kept)
+            if not ears:
+                del self._ears[job_id]
 
     def heard(self, transitions: list[Transition]) -> None:
         """Pass on what was committed."""
+        self._strike_out()
         if any(one.after.status is JobStatus.QUEUED for one in transitions):
             self.work_came()
         if self.attendant is not None:
@@ -96,6 +105,7 @@ class Feed:
 
     def happened(self, event: Event) -> None:
         """Pass on a live event, which is not stored."""
+        self._strike_out()
         for job_id in (str(event.job_id), None):
             for ear in self._listeners(job_id):
                 ear.live.append(event)

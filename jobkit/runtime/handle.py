@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import anyio
 
 from jobkit.errors import InvalidFilter, JobNotFound
 from jobkit.interfaces import ended_error
 from jobkit.model import EVENT_TYPES, Event, JobStatus, Progress
+from jobkit.runtime.feed import LIVE_EVENTS
+from jobkit.runtime.watch import PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from jobkit.runtime.watch import Watch
 
 Out_co = TypeVar("Out_co", covariant=True)
-
-PAGE: Final = 500
 
 
 class JobHandle(Generic[Out_co]):
@@ -113,11 +113,19 @@ class JobHandle(Generic[Out_co]):
 
         Raises:
             InvalidFilter: An unknown type.
+            JobNotFound: From the iterator: there is no such job, or it was deleted before its end was read.
         """
         return EventStream(self._watch, self.id, None if after is None else str(after), types)
 
     def progress(self) -> ProgressStream:
-        """Follow the job's progress each time it has changed; ends when the job does."""
+        """Follow the job's progress each time it has changed; ends when the job does.
+
+        In the process that runs the job up to twenty changes a second are seen, elsewhere those that are stored: with
+        each checkpoint, and twice a second otherwise. The last is never left out.
+
+        Raises:
+            JobNotFound: There is no such job; of one that is deleted meanwhile, the progress just ends.
+        """
         return ProgressStream(self._watch, self.id)
 
 
@@ -130,6 +138,7 @@ class EventStream(AsyncIterator[Event]):
         self._types = None if types is None else frozenset(_event_type(word) for word in types)
         self._ear = watch.feed.listen(None if job_id is None else str(job_id))
         self._ready: deque[Event] = deque()
+        self._early: deque[Event] = deque(maxlen=LIVE_EVENTS)
         self._looks = 0
         self._over = False
 
@@ -149,9 +158,10 @@ class EventStream(AsyncIterator[Event]):
             self._over = self._job_id is not None and stored[-1].status.terminal
         if self._over:
             live += self._ear.take()  # what came live while the end was being read came before it
-        for event in _merged(stored, live):
-            if self._types is None or event.type in self._types:
-                self._ready.append(event)
+        merged, early = _merged(stored, [*self._early, *live], more=len(stored) == PAGE and not self._over)
+        self._early.clear()
+        self._early.extend(early)
+        self._ready.extend(event for event in merged if self._types is None or event.type in self._types)
         if stored or live:
             self._looks = 0
         elif await self._is_over():
@@ -167,13 +177,32 @@ class EventStream(AsyncIterator[Event]):
         return ended.status.terminal and not await self._watch.events(self._job_id, self._after, 1)
 
 
-def _merged(stored: Sequence[Event], live: Sequence[Event]) -> list[Event]:
-    """Put each live event before the stored one that came after it: a live event carries the last stored number."""
-    merged = list(stored)
+def _merged(stored: Sequence[Event], live: Sequence[Event], *, more: bool) -> tuple[list[Event], list[Event]]:
+    """Put live events in their place among stored ones: each after that whose number it carries.
+
+    Args:
+        stored: A page of stored events.
+        live: Live events, in the order in which they came.
+        more: Whether further stored events are there to be read.
+
+    Returns:
+        The events in order, and those live ones that come too early, since what is before them is still to be read.
+    """
+    waiting: dict[UUID, deque[Event]] = {}
     for event in live:
-        later = (at for at, one in enumerate(merged) if one.job_id == event.job_id and one.seq > event.seq)
-        merged.insert(next(later, len(merged)), event)
-    return merged
+        waiting.setdefault(event.job_id, deque()).append(event)
+    merged: list[Event] = []
+    for event in stored:
+        before = waiting.get(event.job_id)
+        while before and before[0].seq < event.seq:
+            merged.append(before.popleft())
+        merged.append(event)
+    read = {event.job_id: event.seq for event in stored}
+    left = sorted((event for queue in waiting.values() for event in queue), key=lambda event: event.at)
+    if not more:
+        return merged + left, []
+    early = [event for event in left if event.seq > read.get(event.job_id, 0)]
+    return merged + [event for event in left if event.seq <= read.get(event.job_id, 0)], early
 
 
 def _event_type(word: str) -> str:
@@ -184,30 +213,58 @@ def _event_type(word: str) -> str:
 
 
 class ProgressStream(AsyncIterator[Progress]):
-    """A job's progress, each time that it has changed; the last is never left out."""
+    """A job's progress, each time that it has changed; the last is never left out.
+
+    An attempt in this process tells its progress live, and its row comes after: once it was heard, it is believed until
+    another attempt or the end. All others are known by their row alone.
+    """
 
     def __init__(self, watch: Watch, job_id: UUID) -> None:
         """Made by `JobHandle.progress`."""
         self._watch, self._job_id = watch, job_id
         self._ear = watch.feed.listen(str(job_id))
+        self._ready: deque[Progress] = deque()
         self._last: Progress | None = None
+        self._heard_attempt = 0
         self._found = self._over = False
         self._looks = 0
 
     async def __anext__(self) -> Progress:
-        while not self._over:
-            signal = self._ear.signal
-            try:
-                record = await self._watch.record(self._job_id)
-            except JobNotFound:
-                if not self._found:
-                    raise
-                break  # it was deleted meanwhile
-            self._found = True
-            self._over = record.status.terminal or record.status is JobStatus.HELD
+        while True:
+            while self._ready:
+                progress = self._ready.popleft()
+                if progress != self._last:
+                    self._last, self._looks = progress, 0
+                    return progress
+            if self._over:
+                raise StopAsyncIteration
+            await self._look()
+
+    async def _look(self) -> None:
+        signal = self._ear.signal
+        if self._found and self._listen():
+            return
+        try:
+            record = await self._watch.record(self._job_id)
+        except JobNotFound:
+            if not self._found:
+                raise
+            self._over = True  # it was deleted meanwhile
+            return
+        self._found = True
+        self._over = record.status.terminal or record.status is JobStatus.HELD
+        if self._over or record.attempt != self._heard_attempt:
+            self._ear.take()  # what came live while the row was read may be older than it
             if record.progress is not None and record.progress != self._last:
-                self._last, self._looks = record.progress, 0
-                return record.progress
-            if not self._over:
-                self._looks += not await self._watch.heard(signal, self._looks)
-        raise StopAsyncIteration
+                self._ready.append(record.progress)
+        if not self._over and not self._ready:
+            self._looks += not await self._watch.heard(signal, self._looks)
+
+    def _listen(self) -> bool:
+        """Take the progress that was told live; answer whether there was any."""
+        for event in self._ear.take():
+            if event.type == "progress" and isinstance(event.data, dict):
+                told: dict[str, Any] = dict(event.data)
+                self._heard_attempt = told.pop("attempt", 0)
+                self._ready.append(Progress(**told))
+        return bool(self._ready)

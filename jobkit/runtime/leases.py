@@ -2,7 +2,9 @@
 
 One lease covers all jobs of a life. It is renewed through the writer but from its own thread, so that neither a blocked
 event loop nor a long handler lets it lapse. A life that can't renew in time, or finds itself noted as dead, must stop
-its handlers before others may start their jobs again: `lost` is called for that.
+its handlers before others may start their jobs again: `lost` is called for that. But where everybody can see by the
+life's lock that it lives, nobody takes its jobs before its end is noted in the database, and that can be looked up even
+where nothing can be written. So on a disk that is full for an hour handlers go on, and what they have to save waits.
 """
 
 from __future__ import annotations
@@ -86,30 +88,54 @@ class Lease:
             self._hold = None
 
     def _renew(self) -> None:
-        """Renew the lease while it can be; a database that answers late is as bad as one that refuses."""
-        renewed = self._clock.monotonic()
-        pause = self._lease_s / 3
-        while not self._threads.wait(self._stop, pause):
-            asked = self._clock.monotonic()
-            answer = self._writer.ask(Renew(self.life.id, self._lease_s))
-            left = renewed + self._lease_s * LAST_MOMENT - asked
-            try:
-                if not self._threads.wait(answer.given, max(left, self._lease_s / 10)):
-                    log.error("the lease could not be renewed in time, so this life's handlers are stopped")
-                    break
-                answer.wait()
-            except LeaseLost:
-                log.error("this life was taken for dead; its jobs were given to others, so its handlers are stopped")  # noqa: TRY400  no trace to show
-                break
-            except StoreUnavailable as error:
-                pause = self._lease_s / 10
-                if left < pause:
-                    log.error("the lease could not be renewed in time, so this life's handlers are stopped: %s", error)  # noqa: TRY400  as above
-                    break
-            else:
-                renewed, pause = asked, self._lease_s / 3
-        if not self._stop.is_set():
+        """Renew the lease until the life ends, or is lost."""
+        why = self._keep()
+        if not self._stop.is_set():  # else it ended in good order, and what was met on the way is no trouble
+            log.error("%s, so this life's handlers are stopped", why)
             self._lost()
+
+    def _keep(self) -> str:
+        """Renew the lease while it can be, and answer why it can't; a late answer is as bad as a refusal."""
+        renewed = self._clock.monotonic()
+        lasts_s, pause = self._lease_s * LAST_MOMENT, self._lease_s / 3
+        try:
+            while not self._threads.wait(self._stop, pause):
+                asked = self._clock.monotonic()
+                pause = self._lease_s / 10
+                answer = self._writer.ask(Renew(self.life.id, self._lease_s))
+                while not self._threads.wait(answer.given, pause):
+                    if self._needs_no_lease():
+                        renewed = self._clock.monotonic()
+                    elif self._clock.monotonic() + pause > renewed + lasts_s:
+                        return "the lease could not be renewed in time"
+                try:
+                    answer.wait()
+                except StoreUnavailable as error:
+                    if self._needs_no_lease():
+                        renewed = asked
+                    elif asked + pause > renewed + lasts_s:
+                        return f"the lease could not be renewed in time ({error})"
+                else:
+                    renewed, pause = asked, self._lease_s / 3
+        except LeaseLost:
+            return "this life was taken for dead and its jobs were given to others"
+        return "this life has ended"
+
+    def _needs_no_lease(self) -> bool:
+        """Whether nobody has taken the life's jobs, or will unseen: all can see its lock, and would note its end first.
+
+        Raises:
+            LeaseLost: It is noted as over.
+        """
+        if self._hold is None or not self._hold.suffices:
+            return False
+        try:
+            living = {life.id for life in self._store.lives()}
+        except StoreUnavailable:
+            return False
+        if self.life.id not in living:
+            raise LeaseLost(self.life.id, 0)
+        return True
 
 
 def new_life(ids: Ids, node: str, versions: Mapping[str, int], boot_id: str) -> Life:

@@ -21,6 +21,7 @@ from jobkit.dispatching import check_options, new_job
 from jobkit.errors import InvalidFilter, InvalidJob, InvalidJobId, InvalidSettings, ManagerNotRunning
 from jobkit.filters import JobFilter
 from jobkit.interfaces import Insert, Store
+from jobkit.model import LOG_LEVELS
 from jobkit.registration import registry as global_registry
 from jobkit.runtime.clock import SystemClock, SystemIds, SystemThreads
 from jobkit.runtime.control import Control
@@ -44,7 +45,17 @@ if TYPE_CHECKING:
     from jobkit.filters import FilterFields
     from jobkit.interfaces import Clock, Ids, Middleware, NewJob, Observer, Stored, Threads, Transaction
     from jobkit.jobtype import JobType
-    from jobkit.model import ControlOutcome, DispatchOptions, Explanation, JobRecord, JobStats, JobStatus, Page
+    from jobkit.model import (
+        ControlOutcome,
+        DispatchOptions,
+        Event,
+        Explanation,
+        JobRecord,
+        JobStats,
+        JobStatus,
+        LogLevel,
+        Page,
+    )
     from jobkit.registration import Registry
 
 T = TypeVar("T")
@@ -170,7 +181,7 @@ class JobManager:
         loop = Loop()
         self._feed.work_came()  # what was waited for on another loop is of no use on this one
         self._watch.open()
-        self._writer = Writer(self._store, loop, self._threads, self._feed.heard, self._feed.work_came)
+        self._writer = Writer(self._store, loop, self._clock, self._threads, self._feed.heard, self._feed.work_came)
         self._writer.start()
         self._stopped = None
         self._running = True
@@ -192,6 +203,7 @@ class JobManager:
             clock=self._clock,
             node=self.node_name,
             max_state_bytes=self._settings.max_state_bytes,
+            max_log_bytes=self._settings.max_log_bytes,
             checkpoint_every_s=self._settings.checkpoint_every_s,
             ids=self._ids,
             store=self._store,
@@ -254,7 +266,7 @@ class JobManager:
                 await self._node.end()
         finally:
             await self._writer.close()
-            self._watch.close()
+            await self._watch.close()
             self._feed.close()
             await to_thread.run_sync(self._store.close)
 
@@ -294,8 +306,8 @@ class JobManager:
             InvalidParams: Its parameters are over the setting `max_state_bytes`.
             KeyConflict: The key was used for other parameters.
             SerializationError: A parameter holds what can't be stored.
-            StoreUnavailable: Nothing was stored; or, after a lost connection, it isn't known: repeat it with the same
-                key.
+            StoreUnavailable: Nothing was stored; or, after a lost connection or where the disk did not confirm it, that
+                isn't known: repeat it with the same key.
         """
         return (await self._insert([job], options))[0]
 
@@ -606,6 +618,36 @@ class JobManager:
         """
         one = None if job_id is None else _uuid(job_id)
         return EventStream(self._watch, one, None if after is None else str(after), types)
+
+    async def logs(
+        self,
+        job_id: UUID | str,
+        *,
+        after: str | int | None = None,
+        level: LogLevel = "debug",
+        limit: int | None = None,
+    ) -> list[Event]:
+        """Read what a job's handlers have logged, over all its attempts, oldest first.
+
+        A line is an event of type `log`: its `message` is the line; its `data` has the `level`, the `attempt` and the
+        `fields`. `events` streams them as they are stored.
+
+        Args:
+            job_id: The job's id.
+            after: Only lines after this event's `cursor`, or after this sequence number.
+            level: Only lines of this level or graver ones.
+            limit: How many at most; None for all, which the setting `max_log_bytes` bounds.
+
+        Raises:
+            InvalidFilter: An unknown level or cursor, or a limit below 1.
+            InvalidJobId: Not a UUID.
+            JobNotFound: No job has that id.
+        """
+        if level not in LOG_LEVELS:
+            raise InvalidFilter("level", level, LOG_LEVELS)
+        if limit is not None and (not _is_whole(limit) or limit < 1):
+            raise InvalidFilter("limit", limit, ["a number from 1", "None"])
+        return await self._watch.logs(_uuid(job_id), None if after is None else str(after), level, limit)
 
     def job_types(self) -> list[JobType]:
         """All job types that this manager can run."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from jobkit.interfaces import Change
+from jobkit.lifecycle import Transition
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,6 +26,8 @@ async def move(
 ) -> int:
     """Let a cause act on all jobs that are found.
 
+    A job that can't be moved is found again and again: so many more are asked for, lest it hide those behind it.
+
     Args:
         read: Calls a reading function off the event loop.
         writer: Commits what is decided.
@@ -34,12 +37,11 @@ async def move(
     Returns:
         How many jobs it moved.
     """
-    moved = 0
-    while found := await read(find, PORTION):
+    moved, stuck = 0, set[str]()
+    while found := [job for job in await read(find, PORTION + len(stuck)) if job.id not in stuck]:
         changes = [Change(job.id, why, job) for job in found if (why := cause(job)) is not None]
         answers = await writer.submit_all(changes)
-        done = sum(not isinstance(answer, Exception) for answer in answers)
-        moved += done
-        if not done:
-            break
+        done = {write.job_id for write, answer in zip(changes, answers, strict=True) if isinstance(answer, Transition)}
+        moved += len(done)
+        stuck |= {job.id for job in found} - done
     return moved

@@ -15,7 +15,7 @@ import anyio
 from jobkit.errors import JobkitError
 from jobkit.executors.inline import InlineExecutor
 from jobkit.executors.thread import ThreadExecutor
-from jobkit.interfaces import Retire
+from jobkit.interfaces import Leave, Retire
 from jobkit.runtime.leases import Lease, new_life
 from jobkit.runtime.recovery import Recovery
 from jobkit.runtime.scheduler import Scheduler
@@ -85,6 +85,7 @@ class Node:
         self._lease_lost = anyio.Event()
         self._others_live = False
         self._scope = anyio.CancelScope()
+        self._sweeping = anyio.CancelScope()
         self._over = anyio.Event()
         executors: dict[str, Executor] = {
             "inline": InlineExecutor(registry, threads),
@@ -174,7 +175,7 @@ class Node:
         try:
             with self._scope:
                 async with anyio.create_task_group() as group:
-                    group.start_soon(self.recovery.run)
+                    group.start_soon(self._sweep)
                     group.start_soon(self.scheduler.run)
                     group.start_soon(self.supervisor.run)
                     group.start_soon(self.worker.run)
@@ -189,6 +190,10 @@ class Node:
             self._around.feed.attendant = None
             self._over.set()
             self.recovery.swept.set()
+
+    async def _sweep(self) -> None:
+        with self._sweeping:
+            await self.recovery.run()
 
     async def idle(self) -> bool:
         """Wait until nothing is claimable and nothing runs; answer False if the work here has ended instead."""
@@ -220,10 +225,13 @@ class Node:
         Returns:
             Whether all stopped by themselves.
         """
+        if self.life is not None:
+            self._around.writer.post(Leave(self.life))  # the stop goes on however long that takes
         try:
             self._others_live = await self.recovery.others_live()
         except JobkitError:
             self._others_live = False
+        self._sweeping.cancel()  # or a late first sweep would put back what this stop has paused
         return await self.worker.drain(grace_s)
 
     def hurry(self, grace_s: float) -> None:

@@ -3,8 +3,9 @@
 It never starts a job. It notes which lives are over, and lets `lifecycle` decide on each job that such a life left
 behind: queued, usually, to be claimed like any other. A living owner's jobs are never touched: a life on this machine
 is proven dead by its lock or by another boot, one elsewhere is taken for dead when its lease has run out. A life that
-still has its lock but has let a whole lease pass in silence, as a stopped process does, has had its jobs too: it is
-given that long by this process's own clock, so that neither a set clock nor a suspended machine costs anybody a job.
+still has its lock but has let a whole lease pass in silence, as a stopped process does, has had its jobs too. The
+silence is what this process has heard of it, sweep by sweep and by its own clock: neither a set clock nor a time for
+which this process was stopped itself, as on a machine that stood still, costs anybody a job.
 
 The first sweep is the start of a manager: unless another working one was there before it, it resumes the jobs that
 people have paused too. Every sweep also holds the jobs that no living node knows, and releases those that one knows
@@ -14,8 +15,9 @@ again, so that they don't stand in the way of others.
 from __future__ import annotations
 
 import logging
+import math
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from jobkit.runtime.writer import Writer
 
 log: logging.Logger = logging.getLogger("jobkit.recovery")
+
+MUTE: Final = 2 / 3
+"""After which part of a lease without a renewal of its own a life holds silence against nobody: who could speak?"""
 
 
 class Recovery:
@@ -71,7 +76,8 @@ class Recovery:
         self._lease = timedelta(seconds=lease_s)
         self._seen: dict[str, datetime] = {}
         self._ends: dict[str, End] = {}
-        self._heard: dict[str, tuple[datetime | None, float]] = {}
+        self._looked_at = clock.monotonic()
+        self._silence: dict[str, tuple[datetime | None, float]] = {}
         self._starting = resume_paused
         self.swept: anyio.Event = anyio.Event()
         self._due = anyio.Event()
@@ -131,6 +137,7 @@ class Recovery:
         """Note which lives are over; answer the others."""
         lives: list[Life] = await self._read(self._store.lives)
         now = await self._read(self._store.now)
+        self._listen(lives)
         living = []
         for life in lives:
             ending = None if life.id == self._own_life() else await self._read(self._ending, life, now)
@@ -141,8 +148,21 @@ class Recovery:
                 log.info("the life %s of node %s (process %s) is over: %s", life.id, life.node, life.pid, ending)
             if life.lease_until is not None:
                 self._seen[life.id] = life.lease_until - self._lease
-        self._heard = {life.id: self._heard[life.id] for life in living if life.id in self._heard}
         return living
+
+    def _listen(self, lives: Sequence[Life]) -> None:
+        """Work out for how long each life has not renewed its lease, as far as this process was there to hear it."""
+        looked_at = self._clock.monotonic()
+        heard_s = min(looked_at - self._looked_at, 2 * self._sweep_s)  # if it is more, this process was stopped itself
+        self._looked_at = looked_at
+        before, self._silence = self._silence, {}
+        for life in lives:
+            until, silent_s = before.get(life.id, (None, 0.0))
+            silent_s = silent_s + heard_s if until == life.lease_until else 0.0
+            self._silence[life.id] = life.lease_until, silent_s
+        _, mute_s = self._silence.get(self._own_life() or "", (None, math.inf))
+        if mute_s > self._lease.total_seconds() * MUTE:
+            self._silence.clear()
 
     def _ending(self, life: Life, now: datetime) -> Ending | None:
         """How a life has ended; None if it has not, as far as can be told."""
@@ -156,12 +176,9 @@ class Recovery:
                 return "expired" if expired else None
 
     def _is_silent(self, life: Life) -> bool:
-        """Whether a life has not renewed its lease for as long as one holds, by this process's own clock."""
-        until, since = self._heard.get(life.id, (None, 0.0))
-        if until is None or until != life.lease_until:
-            self._heard[life.id] = life.lease_until, self._clock.monotonic()
-            return False
-        return self._clock.monotonic() - since >= self._lease.total_seconds()
+        """Whether a life has not renewed its lease for as long as one holds."""
+        _, silent_s = self._silence.get(life.id, (None, 0.0))
+        return silent_s >= self._lease.total_seconds()
 
     # ── jobs ──
 

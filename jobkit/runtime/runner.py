@@ -1,12 +1,11 @@
 """One attempt in progress: the link that its executor talks to, and the straight way from a claim to an outcome.
 
-`Running` is what this process knows of a job that it holds: the standing that every write of the attempt names, what
-was asked of the handler, and the latest progress. `run` takes it from the claim to the last write.
+`Running` is what this process knows of a job that it holds: the standing that every write of the attempt names, and
+what was asked of the handler. `run` takes it from the claim to the last write.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from dataclasses import dataclass
@@ -33,8 +32,9 @@ from jobkit.interfaces import (
     Work,
 )
 from jobkit.lifecycle import Cause, Trigger
-from jobkit.model import Event, Failure
+from jobkit.model import Failure
 from jobkit.points import reach
+from jobkit.runtime.reports import Reports
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -64,14 +64,7 @@ if TYPE_CHECKING:
 log: logging.Logger = logging.getLogger("jobkit.job")
 
 CHECKPOINT: Final = Cause(Trigger.CHECKPOINT)
-REPORT: Final = Cause(Trigger.REPORT)
 COMPLETE: Final = Cause(Trigger.COMPLETE)
-
-REPORT_EVERY_S: Final = 0.5
-"""How often an attempt's progress is stored at most, unless a checkpoint or its end takes it along."""
-
-SHOW_EVERY_S: Final = 0.05
-"""How often an attempt's progress is shown to live readers at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +77,7 @@ class Surroundings:
     clock: Clock
     node: str
     max_state_bytes: int
+    max_log_bytes: int
     checkpoint_every_s: float
     ids: Ids
     store: Store
@@ -133,9 +127,9 @@ class Running:
         self.over: anyio.Event | None = None
         self._raised: InterruptKind | None = None
         self._learning = threading.Lock()
-        self._progress: Progress | None = None
-        self._unsaved = self._unshown = False
-        self._reported = self._shown = float("-inf")
+        self.reports: Reports = Reports(
+            self, claimed, around.writer, around.feed, around.loop, around.clock, around.max_log_bytes
+        )
         self._one_save = anyio.Lock(fast_acquire=True)
         self._one_blocking_save = threading.Lock()
 
@@ -216,6 +210,10 @@ class Running:
                 except LeaseLost:
                     self.fenced = True
                     raise
+                except JobkitError:
+                    self.reports.not_saved(change)
+                    raise
+            self.reports.saved()
             self._stop_if_due(len(state))
 
     def save_blocking(self, state: bytes, spawns: Sequence[NewJob] = ()) -> None:
@@ -227,11 +225,16 @@ class Running:
             except LeaseLost:
                 self.fenced = True
                 raise
+            except JobkitError:
+                self.reports.not_saved(change)
+                raise
+            self.reports.saved()
             self._stop_if_due(len(state))
 
     def save_within(self, transaction: Transaction, state: bytes) -> None:
         """Save a sealed state in the user's transaction; see `Link.save_within`."""
-        change = self._checkpoint(state, ())
+        self._check(state)
+        change = Change(self.standing.id, CHECKPOINT, self.standing, state)
         try:
             done = self._around.store.within(transaction, change)
             reach("session.before_commit")
@@ -253,11 +256,10 @@ class Running:
 
     def _checkpoint(self, state: bytes, spawns: Sequence[NewJob]) -> Change:
         self._check(state)
-        job, progress = self.standing, self._take_progress()
-        return Change(job.id, CHECKPOINT, job, state=state, progress=progress, spawns=tuple(spawns))
+        return self.reports.along(CHECKPOINT, state)._replace(spawns=tuple(spawns))
 
     def _stop_if_due(self, size: int) -> None:
-        self._tell("checkpoint", {"seq": self.standing.checkpoint_seq, "bytes": size})
+        self.reports.tell("checkpoint", {"seq": self.standing.checkpoint_seq, "bytes": size})
         kind = self.due()
         if kind is not None:
             self._raised = kind
@@ -272,53 +274,12 @@ class Running:
     # ── progress, logs, folders ──
 
     def report(self, progress: Progress) -> None:
-        """Take note of the latest progress; store and show it unless that was done just now."""
-        self._progress = progress
-        self._unsaved = self._unshown = True
-        now = self._around.clock.monotonic()
-        if now - self._shown >= SHOW_EVERY_S:
-            self._shown = now
-            self._show()
-        if now - self._reported >= REPORT_EVERY_S:
-            self.flush()
+        """Take note of the latest progress; see `Link.report`."""
+        self.reports.report(progress)
 
-    def flush(self) -> None:
-        """Have progress stored that no checkpoint has taken along, and shown what was throttled."""
-        self._show()
-        if self._unsaved and not self.fenced:
-            self._around.writer.post(Change(self.standing.id, REPORT, self.standing, progress=self._take_progress()))
-
-    def _take_progress(self) -> Progress | None:
-        if not self._unsaved:
-            return None
-        self._unsaved = False
-        self._reported = self._around.clock.monotonic()
-        return self._progress
-
-    def _show(self) -> None:
-        """Show the latest progress to live readers, unless it was."""
-        progress = self._progress
-        if self._unshown and progress is not None:
-            self._unshown = False
-            self._tell("progress", _shown(progress))
-
-    def latest(self) -> Progress | None:
-        """Give the attempt's last progress, for its end: shown and stored whatever was left out before."""
-        self._show()
-        self._unsaved = False
-        return self._progress
-
-    def log(self, message: str, level: str, fields: Mapping[str, object]) -> None:
-        """Write a line to the log, under the job's name and id. Never raises, whatever the log's handlers do."""
-        number = logging.getLevelNamesMapping().get(str(level).upper(), logging.INFO)
-        extra = {
-            "job_id": self.standing.id,
-            "job_name": self.name,
-            "attempt": self.standing.attempt,
-            "fields": dict(fields),
-        }
-        with contextlib.suppress(Exception):
-            log.log(number, "%s %s: %s", self.name, self.standing.id, message, extra=extra)
+    def log(self, message: str, level: str, fields: Mapping[str, Json]) -> None:
+        """Take a line for the job's log; see `Link.log`."""
+        self.reports.log(message, level, fields)
 
     def folder(self, *, of_attempt: bool) -> Path:
         """Make the job's folder, or that of this attempt, and answer its path."""
@@ -333,13 +294,6 @@ class Running:
     def resources(self) -> Mapping[str, Any]:
         """What the application gave the manager for its handlers."""
         return self._around.resources
-
-    def _tell(self, kind: str, data: Json) -> None:
-        """Pass a live event to those who listen; from any thread."""
-        if self._around.feed.watched:
-            job = self.standing
-            event = Event(UUID(job.id), job.event_seq, kind, job.status, None, data, self._around.clock.wall())
-            self._around.loop.post(self._around.feed.happened, event)
 
 
 async def run(
@@ -415,12 +369,13 @@ async def _finish(running: Running, outcome: Outcome | None, others: Callable[[]
     if change is None:
         log.warning("%s lost its lease; what it did since counts for nothing", who)
         return
+    change = running.reports.last(change)
     try:
         try:
             await writer.submit(change)
         except SerializationError as error:  # a job must not stay running for a result that can't be stored
             failure = Failure(type(error).__name__, f"what came of the handler could not be stored: {error}")
-            await writer.submit(Change(job.id, Cause(Trigger.FAIL), job, failure=failure))
+            await writer.submit(change._replace(cause=Cause(Trigger.FAIL), output=None, failure=failure))
     except StoreUnavailable as error:
         log.error("%s has ended, but that could not be stored: %s", who, error)  # noqa: TRY400  no trace to show
     except LeaseLost:
@@ -429,8 +384,10 @@ async def _finish(running: Running, outcome: Outcome | None, others: Callable[[]
 
 async def give_back(running: Running, others: Callable[[], bool]) -> None:
     """Give back the job of a handler that goes on and can't be stopped."""
+    job, progress = running.standing, running.reports.latest()
+    change = Change(job.id, Cause(Trigger.GRACE_OVER, others=others()), job, progress=progress)
+    change = running.reports.last(change)
     running.fence()
-    change = Change(running.standing.id, Cause(Trigger.GRACE_OVER, others=others()), running.standing)
     try:
         await running._around.writer.submit(change)  # noqa: SLF001  one module, one attempt
     except JobkitError as error:
@@ -439,7 +396,7 @@ async def give_back(running: Running, others: Callable[[], bool]) -> None:
 
 def _last_change(running: Running, outcome: Outcome | None, others: Callable[[], bool]) -> Change | None:
     """What is to be written of an outcome, None if nothing; no outcome: the attempt was stopped by force."""
-    job, progress = running.standing, running.latest()
+    job, progress = running.standing, running.reports.latest()
     here = not running.stopping  # what it stops for may have been taken back meanwhile: this life goes on with it
     match outcome:
         case Completed(output=output, shown=shown):
@@ -463,7 +420,3 @@ def _last_change(running: Running, outcome: Outcome | None, others: Callable[[],
             return Change(job.id, Cause(Trigger.FAIL), job, failure=failure, progress=progress)
         case None:
             return Change(job.id, Cause(Trigger.GRACE_OVER, others=here or others()), job, progress=progress)
-
-
-def _shown(progress: Progress) -> Json:
-    return {name: getattr(progress, name) for name in progress.__slots__ if getattr(progress, name) is not None}

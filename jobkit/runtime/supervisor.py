@@ -21,8 +21,6 @@ from jobkit.runtime import runner
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from anyio.abc import TaskGroup
-
     from jobkit.lifecycle import Standing, Transition
     from jobkit.model import Wanted
     from jobkit.runtime.runner import Running, Surroundings
@@ -59,17 +57,26 @@ class Supervisor:
         """
         self._around, self._running, self._asked = around, running, asked
         self._grace_s, self._others = grace_s, others
-        self._group: TaskGroup | None = None
+        self._unminded: list[tuple[Running, anyio.Event]] = []
+        self._told = anyio.Event()
         self._complaining = False
 
     async def run(self) -> None:
-        """Look for requests until cancelled."""
-        never = anyio.Event()
-        async with anyio.create_task_group() as self._group:
+        """Look for requests, and mind each that is heard of, until cancelled."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._look_around)
             while True:
-                await self._around.clock.wait(never, LOOK_S)
-                if self._running:
-                    await self._look()
+                await self._told.wait()
+                self._told = anyio.Event()
+                while self._unminded:
+                    group.start_soon(self._mind, *self._unminded.pop())
+
+    async def _look_around(self) -> None:
+        never = anyio.Event()
+        while True:
+            await self._around.clock.wait(never, LOOK_S)
+            if self._running:
+                await self._look()
 
     def heard(self, transition: Transition) -> None:
         """On the loop: hear of what this process has committed."""
@@ -99,9 +106,10 @@ class Supervisor:
 
     def _tell(self, running: Running, told: Standing) -> None:
         running.learn(told)
-        if running.standing.wanted is not None and running.over is None and self._group is not None:
+        if running.standing.wanted is not None and running.over is None:
             running.over = anyio.Event()
-            self._group.start_soon(self._mind, running, running.over, name=f"minding {told.id}")
+            self._unminded.append((running, running.over))  # a callback of the loop may start no task by itself
+            self._told.set()
 
     async def _mind(self, running: Running, over: anyio.Event) -> None:
         """Give a handler its grace to do what is wanted, then use force; anew if something else is wanted meanwhile."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
+import anyio
 from anyio import CapacityLimiter, to_thread
 
 from jobkit.errors import JobNotFound, ManagerNotRunning
 from jobkit.explanation import explain
+from jobkit.model import LOG_LEVELS
 from jobkit.plain import decode_plain
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from jobkit.interfaces import Clock, Ended, Signal, Store
-    from jobkit.model import Event, Explanation, JobRecord
+    from jobkit.model import Event, Explanation, JobRecord, LogLevel
     from jobkit.registration import Registry
     from jobkit.runtime.feed import Feed
 
@@ -27,6 +29,12 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 READS_AT_ONCE: Final = 4
+
+PAGE: Final = 500
+"""How many events are read at once."""
+
+LAST_READS_S: Final = 5.0
+"""How long to wait at the end for those who are reading; a read that takes longer is left to fail."""
 
 POLL_S: Final = (0.05, 0.1, 0.2, 0.5)
 """How long to wait, if nobody tells, before looking at the database again; the last value holds on."""
@@ -52,14 +60,18 @@ class Watch:
         """Allow reading; on the event loop."""
         self._limiter = CapacityLimiter(READS_AT_ONCE)
 
-    def close(self) -> None:
-        """Refuse to read from now on."""
-        self._limiter = None
+    async def close(self) -> None:
+        """Refuse to read from now on, and let those who are reading come to their end."""
+        limiter, self._limiter = self._limiter, None
+        if limiter is not None:
+            with anyio.move_on_after(LAST_READS_S):
+                for _ in range(READS_AT_ONCE):
+                    await limiter.acquire_on_behalf_of(object())
 
     def check(self) -> None:
         """Raise `ManagerNotRunning` unless open."""
         if self._limiter is None:
-            raise ManagerNotRunning("the manager is not started", "use `async with JobManager(...)`, or await start()")
+            raise ManagerNotRunning
 
     async def read(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a reading function in a thread."""
@@ -101,6 +113,20 @@ class Watch:
     async def events(self, job_id: UUID | None, after: str | None, limit: int) -> list[Event]:
         """Stored events after a cursor, oldest first."""
         return await self.read(self._store.events, None if job_id is None else str(job_id), after, None, limit)
+
+    async def logs(self, job_id: UUID, after: str | None, level: LogLevel, limit: int | None) -> list[Event]:
+        """The stored lines of a job's log of that level or graver, oldest first; `JobNotFound` if there is no job."""
+        levels = LOG_LEVELS[LOG_LEVELS.index(level) :]
+        found: list[Event] = []
+        more = True
+        while more and (limit is None or len(found) < limit):
+            page = await self.read(self._store.events, str(job_id), after, ("log",), PAGE)
+            found += [line for line in page if isinstance(line.data, dict) and line.data.get("level") in levels]
+            if more := len(page) == PAGE:
+                after = page[-1].cursor
+        if not found:
+            await self.ended(job_id)
+        return found[:limit]
 
     async def heard(self, signal: Signal, looks: int) -> bool:
         """Wait to be told, but not for long: the more often one has looked in vain, the longer.

@@ -31,11 +31,8 @@ log: logging.Logger = logging.getLogger("jobkit.worker")
 POLL_S: Final = 0.2
 """How long a worker with nothing to do waits before it looks again."""
 
-FLUSH_S: Final = 0.5
-"""How often progress that nothing else has stored is stored."""
-
-LAST_WRITES_S: Final = 1.0
-"""How long the last writes may take after that, if the database is away."""
+FLUSH_S: Final = 0.25
+"""How often it is looked for progress and lines of logs that nothing else has stored."""
 
 
 class Order(EventReply):
@@ -216,7 +213,7 @@ class Worker:
         while True:
             await self._around.clock.wait(never, FLUSH_S)
             for running in self.running.values():
-                running.flush()
+                running.reports.flush()
 
     # ── stopping ──
 
@@ -247,11 +244,10 @@ class Worker:
             return await self._quiet(grace_s)
         finally:  # also when the caller has no more patience
             with anyio.CancelScope(shield=True):
+                self._around.writer.lose_patience()
                 for running in self.running.values():
                     running.scope.cancel()
                 await self._quiet(FORCED_S)
-                self._around.writer.lose_patience()
-                await self._quiet(LAST_WRITES_S)
                 await self._leave_behind()
 
     async def _leave_behind(self) -> None:

@@ -24,7 +24,7 @@ from jobkit.lifecycle import Transition
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from jobkit.interfaces import Store, Threads, Write
+    from jobkit.interfaces import Clock, Store, Threads, Write
     from jobkit.runtime.loops import Loop, Reply
 
 log: logging.Logger = logging.getLogger("jobkit.writer")
@@ -36,6 +36,9 @@ BACKLOG: Final = 10_000
 """How many writes may wait before callers do."""
 
 BACK_OFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
+
+COMPLAIN_EVERY_S: Final = 60.0
+"""How often to log at most that nothing can be written: on a disk that is all but full, small writes may still pass."""
 
 
 class Blocked:
@@ -74,10 +77,11 @@ class Entry(NamedTuple):
 class Writer:
     """Commits writes in groups."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  in the order in which it uses them
         self,
         store: Store,
         loop: Loop,
+        clock: Clock,
         threads: Threads,
         heard: Callable[[list[Transition]], None],
         came: Callable[[], None] = lambda: None,
@@ -87,12 +91,13 @@ class Writer:
         Args:
             store: Where to commit.
             loop: The manager's event loop.
+            clock: Tells how long ago the last complaint was.
             threads: Where the thread comes from.
             heard: Called on the loop, after the commit, with the transitions of each batch.
             came: Called on the loop, after a commit that inserted jobs with no claim standing by.
         """
-        self._store, self._loop, self._threads, self._heard = store, loop, threads, heard
-        self._came = came
+        self._store, self._loop, self._clock, self._threads = store, loop, clock, threads
+        self._heard, self._came = heard, came
         self._pending: deque[Entry] = deque()
         self._changed = threading.Condition()
         self._room = anyio.Event()
@@ -100,6 +105,8 @@ class Writer:
         self._closed = anyio.Event()
         self._stop = threading.Event()
         self._failures = 0
+        self._complaining = False
+        self._complained_at = float("-inf")
         self._standing: Entry | None = None
 
     def start(self) -> None:
@@ -107,15 +114,16 @@ class Writer:
         self._threads.start(self._run, "jobkit writer")
 
     def lose_patience(self) -> None:
-        """Keep no write for another try from now on: who waits for it is told that the database is away."""
+        """Keep no write for another try from now on, nor wait long for other processes: callers are told instead."""
         self._stop.set()
+        self._store.hurry()
 
     async def close(self) -> None:
         """Commit what waits, then end the thread; what can't be committed at once is told to its caller."""
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._stop.set()
+        self.lose_patience()
         await self._closed.wait()
 
     # ── the callers' side ──
@@ -165,7 +173,7 @@ class Writer:
         return self.ask(write).wait()
 
     def ask(self, write: Write) -> Blocked:
-        """Have a write committed, from a thread that may wait for the answer, but not for ever."""
+        """Have a write committed; a thread may wait for the answer, but need not, or not for ever."""
         reply = Blocked()
         self._put(Entry(write, reply))
         return reply
@@ -203,9 +211,10 @@ class Writer:
                     self._commit([entry])
                 return
             answers = [_unexpected(error)]
-        if self._failures:
-            log.warning("the database is back; work goes on")
-            self._failures = 0
+        self._failures = 0
+        if self._complaining:
+            log.warning("the database can be written again; work goes on")
+            self._complaining = False
         self._deliver(batch, answers)
 
     def _take(self) -> list[Entry]:
@@ -225,6 +234,7 @@ class Writer:
                         later.append(entry)
                         continue
                     seen.add(write.job_id)
+                    rows += len(write.lines)
                 batch.append(entry)
                 rows += len(write.jobs) if isinstance(write, Insert) else 1
             self._pending.extendleft(reversed(later))
@@ -263,8 +273,9 @@ class Writer:
     def _unavailable(self, batch: list[Entry], error: StoreUnavailable) -> None:
         """Tell those who can do something about it, and keep the attempts' own writes for another try."""
         self._failures += 1
-        if self._failures == 1:
+        if not self._complaining and self._clock.monotonic() - self._complained_at >= COMPLAIN_EVERY_S:
             log.error("nothing can be written: %s", error)
+            self._complaining, self._complained_at = True, self._clock.monotonic()
         kept: list[Entry] = []
         told: list[Entry] = []
         for entry in batch:

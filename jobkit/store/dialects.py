@@ -1,4 +1,4 @@
-"""What differs between databases: connections, transactions, time, locks, and how errors are said.
+"""What differs between databases: connections, transactions, time and locks.
 
 `Database` is all that the rest of the store knows. SQLite's rules, each for a measured reason:
 
@@ -7,8 +7,12 @@
 * One writing connection a process, and processes queue on an `flock` before BEGIN: SQLite's own busy handler polls, and
   lets an unlucky process wait for seconds. WAL checkpoints run under the same lock, which also keeps releases before
   3.51.3 away from their WAL-reset bug.
+* The log is moved into the database before it takes more than the disk has left: a disk that the log alone has filled
+  has no room to move it any more, and would stay full for ever.
 * A read is one transaction too: its statements see one state of the database.
 * The database file is never opened but by SQLite: closing another descriptor of it would drop SQLite's own locks.
+* A forked child never opens what its parent has open: SQLite would take the locks of the parent, whose books it has
+  inherited, for its own, and the child's commits are lost once the parent's close tidies up the write-ahead log.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import sqlite3
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from sqlalchemy import Connection, bindparam, create_engine, event, make_url
 from sqlalchemy.dialects import sqlite
@@ -31,6 +35,7 @@ from sqlalchemy.exc import (
     DBAPIError,
     IntegrityError,
     InterfaceError,
+    OperationalError,
     ProgrammingError,
     SQLAlchemyError,
 )
@@ -38,8 +43,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from jobkit.errors import InvalidOption, StoreUnavailable
-from jobkit.store.locks import PRIVATE, FileLock, is_free
+from jobkit.store import disk
+from jobkit.store.forks import FORKS
+from jobkit.store.locks import PRIVATE, SLICE_S, FileLock, Patience, holders, is_free
 from jobkit.store.sql import text_of, time_of
+from jobkit.store.trouble import AGAIN, DISK_FULL, LOCKED, READ_ONLY, name_of, unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,10 +57,15 @@ if TYPE_CHECKING:
 
     from jobkit.interfaces import Fate, Hold, Life, Transaction
 
+T = TypeVar("T")
+
 log: logging.Logger = logging.getLogger("jobkit.store")
 
-CLOSING_S: Final = 1.0
-"""How long to queue for closing: tidying up is better done alone, but need not be."""
+TIDYING_S: Final = 1.0
+"""How long to queue for tidying up: it is better done alone, but need not be, or not now."""
+
+HURRY_S: Final = 1.0
+"""How long a store that is told to hurry still waits for others who write, in all."""
 
 BUSY_S: Final = 30.0
 READERS: Final = 4
@@ -61,10 +74,6 @@ WAL_CHECKPOINT_BYTES: Final = 8 * 1024 * 1024
 WAL_TRUNCATE_BYTES: Final = 64 * 1024 * 1024
 WAL_TRUNCATE_MS: Final = 50
 FIXED_RELEASE: Final = (3, 51, 3)
-NETWORK_FILE_SYSTEMS: Final = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "glusterfs"}
-    | {f"fuse.{name}" for name in ("sshfs", "glusterfs", "ceph", "s3fs", "rclone")}
-)
 
 
 class Database(Protocol):
@@ -81,6 +90,10 @@ class Database(Protocol):
 
     def close(self) -> None:
         """Let go of every connection and file; it may be opened again."""
+        ...
+
+    def hurry(self) -> None:
+        """Wait for others who write no longer than a moment from now on, until it is opened again; from any thread."""
         ...
 
     def preparing(self) -> contextlib.AbstractContextManager[Connection]:
@@ -171,11 +184,14 @@ class Sqlite:
         self.compiler: Dialect = sqlite.dialect(paramstyle="qmark")
         self._now = now
         self._durability, self._network_ok, self._busy_s = durability, network_ok, busy_s
+        self._patience = Patience(busy_s)
+        self._waits: Iterator[float] = iter(())
         self._mutex = threading.RLock()
         self._connection: Connection | None = None
         self._engines: tuple[Engine, ...] = ()
         self._queue: FileLock | None = None
         self._rows = self._bytes = 0
+        self._untidy = self._is_remote = False
         self._pid = 0
 
     # ── connections ──
@@ -185,7 +201,9 @@ class Sqlite:
         if self._connection is not None and self._pid == os.getpid():
             raise StoreUnavailable(f"{self.location} is open already", "close it first, or make another store for it")
         self._leave_to_parent()
+        FORKS.opening(self, self.path)
         self._pid = os.getpid()
+        self._patience = Patience(self._busy_s)
         try:
             self._connect()
         except BaseException:
@@ -195,44 +213,51 @@ class Sqlite:
             log.info("SQLite %s has a bug that jobkit works around; 3.51.3 and later don't", sqlite3.sqlite_version)
 
     def _connect(self) -> None:
-        options: dict[str, Any] = {
-            "connect_args": {"isolation_level": None, "timeout": self._busy_s, "check_same_thread": False},
-        }
         if self.path is not None:
-            self._prepare_folder(self.path)
-            self._queue = self._lock("writer")
-        writer = create_engine(self._url, poolclass=StaticPool, **options)
+            with self._said():
+                self._prepare_folder(self.path)
+                self._queue = FileLock(self._locks / "writer.lock")
+        writer = self._engine(self._slice_s, poolclass=StaticPool)
         event.listen(writer, "connect", self._set_up_writer)
         event.listen(writer, "begin", self._begin_writing)
         self._engines = (writer,)
         if self.path is not None:
-            reader = create_engine(self._url, poolclass=QueuePool, pool_size=READERS, max_overflow=READERS, **options)
+            reader = self._engine(self._busy_s, poolclass=QueuePool, pool_size=READERS, max_overflow=READERS)
             event.listen(reader, "connect", self._set_up_reader)
             event.listen(reader, "begin", self._begin_reading)
             self._engines = (writer, reader)
         with self._said(), self._queued():
             fresh = self.path is not None and _make_private(self.path)
-            self._connection = writer.connect()
+            self._connection = self._insist(writer.connect)
             if fresh and self.path is not None:
                 self.path.chmod(PRIVATE)  # before there is a write-ahead log, which is made alike
+
+    def _engine(self, timeout_s: float, **options: Any) -> Engine:
+        arguments = {"isolation_level": None, "timeout": timeout_s, "check_same_thread": False}
+        return create_engine(self._url, connect_args=arguments, **options)
 
     def close(self) -> None:
         """Close every connection; the last one to go tidies up the write-ahead log. May be called again."""
         if self._pid != os.getpid():
             self._leave_to_parent()
             return
-        with self._mutex, contextlib.ExitStack() as stack:
+        with self._mutex, FORKS.inside(), contextlib.ExitStack() as stack:
             with contextlib.suppress(StoreUnavailable):
-                stack.enter_context(self._queued(CLOSING_S))
+                stack.enter_context(self._queued(TIDYING_S))
             if self._connection is not None:
                 with contextlib.suppress(DBAPIError):
                     self._connection.close()
             for engine in self._engines:
                 engine.dispose()
             self._connection, self._engines = None, ()
+        FORKS.closed(self)
         if self._queue is not None:
             self._queue.close()
             self._queue = None
+
+    def hurry(self) -> None:
+        """Wait for others who write no longer than a moment from now on, until it is opened again."""
+        self._patience.hurry(HURRY_S)
 
     def _leave_to_parent(self) -> None:
         """In a forked child: forget the parent's connections, without closing them."""
@@ -245,14 +270,10 @@ class Sqlite:
     def _locks(self) -> Path:
         return Path(f"{self.path}.lives")
 
-    def _lock(self, name: str) -> FileLock:
-        path = self._locks / f"{name}.lock"
-        try:
-            return FileLock(path)
-        except OSError as error:
-            raise StoreUnavailable(
-                f"{path} can't be opened ({error.strerror})", "give this user write permission to it and to its folder"
-            ) from error
+    @property
+    def _slice_s(self) -> float:
+        """How long SQLite itself waits for a lock of its own before it is asked again."""
+        return min(self._busy_s, SLICE_S)
 
     def _prepare_folder(self, path: Path) -> None:
         if not path.parent.is_dir():
@@ -261,18 +282,17 @@ class Sqlite:
             raise StoreUnavailable(f"{path} is a folder", "give the path of a file in it")
         allowed = os.access(path, os.R_OK | os.W_OK, effective_ids=os.access in os.supports_effective_ids)
         if path.exists() and not allowed:  # SQLite would find out too, and leave a log that is as read-only
+            if disk.is_read_only(path.parent):
+                raise StoreUnavailable(f"{path} can't be written: {READ_ONLY[0]}", READ_ONLY[1])
             raise StoreUnavailable(f"{path} can't be written", "give this user permission to read and write it")
-        if (kind := _file_system(path.parent)) in NETWORK_FILE_SYSTEMS and not self._network_ok:
+        kind = disk.file_system(path.parent)
+        self._is_remote = kind in disk.NETWORK_FILE_SYSTEMS
+        if self._is_remote and not self._network_ok:
             raise StoreUnavailable(
                 f"{path.parent} is on a network file system ({kind}), where SQLite's locks are not reliable",
                 "use a local disk, PostgreSQL or MariaDB, or set allow_network_fs to take the risk",
             )
-        try:
-            self._locks.mkdir(mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise StoreUnavailable(
-                f"{self._locks} can't be made ({error.strerror})", "make the database's folder writable"
-            ) from error
+        self._locks.mkdir(mode=0o700, exist_ok=True)
 
     def _set_up_writer(self, connection: sqlite3.Connection, _: object) -> None:
         connection.execute("PRAGMA wal_autocheckpoint=0")
@@ -284,9 +304,8 @@ class Sqlite:
     def _set_up_reader(connection: sqlite3.Connection, _: object) -> None:
         connection.execute("PRAGMA query_only=ON")
 
-    @staticmethod
-    def _begin_writing(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    def _begin_writing(self, connection: Connection) -> None:
+        self._insist(lambda: connection.exec_driver_sql("BEGIN IMMEDIATE"))
 
     @staticmethod
     def _begin_reading(connection: Connection) -> None:
@@ -298,7 +317,7 @@ class Sqlite:
         if self._pid != os.getpid():
             raise StoreUnavailable(
                 "this process was forked from the one that opened the database",
-                "make and start a manager in the child; a SQLite connection must not cross a fork",
+                "start managers after forking, each process its own; a SQLite connection must not cross a fork",
             )
         return self._connection
 
@@ -316,9 +335,12 @@ class Sqlite:
         with self._alone() as connection, self._queued():
             driver = self._driver(connection)
             if self.path is not None:
-                (mode,) = driver.execute("PRAGMA journal_mode=WAL").fetchone()
+                (mode,) = self._insist(lambda: driver.execute("PRAGMA journal_mode=WAL").fetchone())
                 if mode != "wal":
                     raise StoreUnavailable(f"{self.location} can't have a write-ahead log", "put it on a local disk")
+                # A process that was killed may have written a commit and not synced it. Recovery shows it as committed,
+                # and whoever finds it builds on it: it has to be safe before that. A checkpoint syncs the log first.
+                driver.execute("PRAGMA wal_checkpoint(PASSIVE)")
             driver.execute("PRAGMA foreign_keys=OFF")
             try:
                 with self._transaction(connection):
@@ -329,8 +351,15 @@ class Sqlite:
     @contextlib.contextmanager
     def writing(self) -> Iterator[Connection]:
         """One transaction on the only writing connection."""
-        with self._alone() as connection, self._queued(), self._transaction(connection):
-            yield connection
+        with self._alone() as connection, self._queued():
+            try:
+                with self._transaction(connection):
+                    yield connection
+            except OperationalError as error:
+                if name_of(error).startswith(DISK_FULL):  # by the log, perhaps: then the next try goes well
+                    with contextlib.suppress(sqlite3.Error):
+                        self._driver(connection).execute("PRAGMA wal_checkpoint(PASSIVE)")
+                raise
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -384,40 +413,61 @@ class Sqlite:
 
     @contextlib.contextmanager
     def _queued(self, within_s: float | None = None) -> Iterator[None]:
-        within_s = self._busy_s if within_s is None else within_s
+        """The turn of this process among all that write; what patience is left of it is for other programs."""
+        self._waits = self._patience.slices(within_s)
         if self._queue is None:
             yield
             return
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(self._queue.held(within_s))
+                stack.enter_context(self._queue.held(self._waits))
             except TimeoutError:
+                who = holders(self._locks / "writer.lock") or "another process"
                 raise StoreUnavailable(
-                    f"{self.location}: another process has been writing for {within_s:g} s",
-                    "look for one that is stopped or hangs; work goes on by itself once it does, or is ended",
+                    f"{self.location}: {who} keeps all others from writing",
+                    f"look whether that one is stopped or hangs, and let it go on or end it; {AGAIN}",
                 ) from None
             yield
+
+    def _insist(self, statement: Callable[[], T]) -> T:
+        """Run a statement that may find another program's lock: SQLite waits for a little, and is asked again."""
+        while True:
+            try:
+                return statement()
+            except (OperationalError, sqlite3.OperationalError) as error:
+                if not name_of(error).startswith(LOCKED) or next(self._waits, None) is None:
+                    raise
 
     def wrote(self, rows: int, size: int) -> None:
         """Move the write-ahead log into the database now and then: seldom enough to be cheap, but in time."""
         self._rows += rows
         self._bytes += size
-        if self.path is None or (self._rows < WAL_CHECKPOINT_ROWS and self._bytes < WAL_CHECKPOINT_BYTES):
+        if self.path is None:
             return
-        self._rows = self._bytes = 0
         try:
-            large = os.stat(f"{self.path}-wal").st_size > WAL_TRUNCATE_BYTES  # noqa: PTH116  a name, not a path
-            with self._alone() as connection, self._queued():
-                driver = self._driver(connection)
-                driver.execute("PRAGMA wal_checkpoint(PASSIVE)")  # not in a transaction
-                if large:  # waits for readers, with everybody else behind it: not for long
-                    driver.execute(f"PRAGMA busy_timeout={WAL_TRUNCATE_MS}")
-                    try:
-                        driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                    finally:
-                        driver.execute(f"PRAGMA busy_timeout={int(self._busy_s * 1000)}")
+            length = os.stat(f"{self.path}-wal").st_size  # noqa: PTH116  a name, not a path
+            due = self._rows >= WAL_CHECKPOINT_ROWS or self._bytes >= WAL_CHECKPOINT_BYTES
+            if due or length > disk.room(self.path.parent):
+                self._rows = self._bytes = 0
+                self._move_log(shorten=length > WAL_TRUNCATE_BYTES)
+                self._untidy = False
         except (OSError, sqlite3.Error, SQLAlchemyError, StoreUnavailable) as error:
-            log.warning("the write-ahead log could not be moved into the database: %s", error)
+            if not self._untidy and not disk.is_full(self.path.parent):  # of which the next write tells
+                log.warning(
+                    "the write-ahead log can't be moved into the database, which will be tried again: %s", error
+                )
+            self._untidy = True
+
+    def _move_log(self, *, shorten: bool) -> None:
+        with self._alone() as connection, self._queued(TIDYING_S):
+            driver = self._driver(connection)
+            driver.execute("PRAGMA wal_checkpoint(PASSIVE)")  # not in a transaction
+            if shorten:  # waits for readers, with everybody else behind it: not for long
+                driver.execute(f"PRAGMA busy_timeout={WAL_TRUNCATE_MS}")
+                try:
+                    driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                finally:
+                    driver.execute(f"PRAGMA busy_timeout={int(self._slice_s * 1000)}")
 
     # ── time, statements, lives ──
 
@@ -443,11 +493,16 @@ class Sqlite:
         """Take a life's lock, the proof that it is alive."""
         if self.path is None:
             return None
-        lock = self._lock(life)
+        with self._said():
+            lock = FileLock(self._locks / f"{life}.lock", suffices=self._locks_are_seen())
         if not lock.take():
             lock.close()
             raise StoreUnavailable(f"the lock of life {life} is taken", "give each manager a life of its own")
         return lock
+
+    def _locks_are_seen(self) -> bool:
+        """Whether all who may open the database can see its lives' locks, and need no lease to judge them."""
+        return sys.platform != "win32" and bool(boot_id()) and not self._is_remote
 
     def fate(self, life: Life) -> Fate:
         """Judge a life by its machine's boot and by its lock."""
@@ -474,28 +529,14 @@ class Sqlite:
 
     @contextlib.contextmanager
     def _said(self) -> Iterator[None]:
-        """Say the database's own trouble as `StoreUnavailable`, and let pass what one value is to blame for."""
+        """Use SQLite: say its own trouble as `StoreUnavailable`, and let pass what one value is to blame for."""
         try:
-            yield
+            with FORKS.inside():
+                yield
         except (IntegrityError, DataError, InterfaceError, ProgrammingError):
             raise
-        except (DBAPIError, sqlite3.Error, PoolTimeout) as error:
-            raise self._translate(error) from error
-
-    def _translate(self, error: Exception) -> StoreUnavailable:
-        cause: BaseException = error
-        while "no such savepoint" in str(cause) and cause.__context__ is not None:
-            cause = cause.__context__  # SQLite gave up the whole transaction; what it was for came first
-        if isinstance(cause, DBAPIError) and cause.orig is not None:
-            cause = cause.orig
-        name = getattr(cause, "sqlite_errorname", "")
-        for start, problem, advice in _ERRORS:
-            if name.startswith(start):
-                return StoreUnavailable(f"{self.location}: {problem} ({cause})", advice)
-        return StoreUnavailable(
-            f"{self.location}: the database reports an error ({cause})",
-            "try again; if it stays, stop all workers and check the file",
-        )
+        except (DBAPIError, sqlite3.Error, PoolTimeout, OSError) as error:
+            raise unavailable(error, self.location, self.path) from error
 
 
 def _connection_of(transaction: Any) -> Connection:
@@ -527,33 +568,3 @@ def _make_private(path: Path) -> bool:
     with contextlib.suppress(OSError, AttributeError):  # not for everyone everywhere: then SQLite makes it
         os.mknod(path, PRIVATE)
     return True
-
-
-_ERRORS: Final = (
-    ("SQLITE_NOTADB", "it is not a SQLite database", "give the path of another file; this one was left as it is"),
-    ("SQLITE_READONLY", "it can't be written", "give this user write permission to the file and its folder"),
-    ("SQLITE_FULL", "the disk is full", "free some space; work goes on by itself"),
-    ("SQLITE_BUSY", "it is locked", "another program, or a transaction of your own that is still open, holds it"),
-    ("SQLITE_LOCKED", "it is locked", "another program, or a transaction of your own that is still open, holds it"),
-    ("SQLITE_IOERR", "the disk reports an error", "check the disk and its free space; work goes on by itself"),
-    ("SQLITE_CANTOPEN", "it can't be opened", "check that the path exists and that this user may read and write it"),
-    ("SQLITE_CORRUPT", "it is damaged", "stop all workers and restore a backup"),
-    ("SQLITE_NOMEM", "there is not enough memory", "free some; work goes on by itself"),
-)
-
-
-def _file_system(folder: Path) -> str:
-    """The type of the file system that a folder is on, as Linux says it; empty elsewhere."""
-    try:
-        mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    found = ("", "")
-    target = str(folder.resolve())
-    for line in mounts:
-        point, kind = line.split(" ")[1:3]
-        point = point.replace("\\040", " ")
-        inside = target == point or target.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(found[0]):
-            found = (point, kind)
-    return found[1]

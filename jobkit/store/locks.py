@@ -9,20 +9,53 @@ keep a dead parent's lock: it closes its copy at once.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import threading
+import time
 import weakref
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if sys.platform != "win32":
     import fcntl
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator
 
 PRIVATE: Final = 0o600
+
+SLICE_S: Final = 0.25
+"""How long to wait at a time, before looking whether there is still patience for more."""
+
+
+LEAST_S: Final = 0.01
+"""How long to wait without any patience: for a thread that stands in the queue already to have its turn."""
+
+
+class Patience:
+    """How long to wait for others who write: so long each time, and next to no longer once told to hurry."""
+
+    def __init__(self, busy_s: float) -> None:
+        self._busy_s = busy_s
+        self._end = math.inf
+
+    def hurry(self, within_s: float) -> None:
+        """Let all waiting, that under way and any to come, end by then; from any thread."""
+        self._end = min(self._end, time.monotonic() + within_s)
+
+    def slices(self, within_s: float | None = None) -> Iterator[float]:
+        """Say how long to wait next, in seconds, for as long as there is patience; at least once.
+
+        Args:
+            within_s: How long in all; what is usual by default.
+        """
+        end = time.monotonic() + (self._busy_s if within_s is None else within_s)
+        left = math.inf
+        while left > 0:
+            left = min(end, self._end) - time.monotonic()
+            yield min(max(left, LEAST_S), SLICE_S)
 
 
 class FileLock:
@@ -30,12 +63,14 @@ class FileLock:
 
     Args:
         path: The file; it is made if it is missing.
+        suffices: Whether whoever may look for a life's lock can see this one, so that it proves the life by itself.
 
     Raises:
         OSError: It can't be opened for writing.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, suffices: bool = False) -> None:
+        self.suffices: bool = suffices
         self._path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
         self._turn = threading.Condition()
@@ -53,30 +88,30 @@ class FileLock:
         return True
 
     @contextlib.contextmanager
-    def held(self, within_s: float) -> Iterator[None]:
+    def held(self, slices: Iterable[float]) -> Iterator[None]:
         """Wait for the lock and hold it, for one thread at a time; the kernel queues the processes that wait.
 
         Args:
-            within_s: How long to wait, in seconds: who holds it may be stopped, and then it never comes.
+            slices: How long to wait, in seconds, again and again: who holds it may be stopped, and then it never comes.
 
         Raises:
             TimeoutError: It did not come.
         """
         if self._asking or not self.take():
-            self._wait(within_s)
+            self._wait(slices)
         try:
             yield
         finally:
             self._let_go()
 
-    def _wait(self, within_s: float) -> None:
+    def _wait(self, slices: Iterable[float]) -> None:
         """Have a thread stand in the kernel's queue, which nothing but the lock's coming can end."""
         with self._turn:
             self._wanted = True
             if not self._asking:
                 self._asking = True
                 threading.Thread(target=self._ask, args=(self._fd,), name="jobkit lock", daemon=True).start()
-            came = self._turn.wait_for(lambda: self._came, within_s)
+            came = any(self._turn.wait_for(lambda: self._came, seconds) for seconds in slices)
             self._wanted = self._came = False
         if not came:
             raise TimeoutError
@@ -139,3 +174,23 @@ def is_free(path: Path) -> bool | None:
     finally:
         os.close(fd)
     return True
+
+
+def holders(path: Path) -> str:
+    """Name the processes that have locked a file for writing; empty if there is none or it can't be told.
+
+    Only Linux tells, in `/proc/locks`: `1: POSIX ADVISORY WRITE 123 fe:00:4711 120 120`, with `->` before who waits.
+    """
+    try:
+        stat = path.stat()
+        file = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}:{stat.st_ino}"
+        locks = [line.split() for line in Path("/proc/locks").read_text(encoding="ascii").splitlines()]
+        return " and ".join({_process(lock[4]) for lock in locks if (lock[3], lock[5]) == ("WRITE", file)})
+    except (OSError, IndexError, ValueError, AttributeError):
+        return ""
+
+
+def _process(pid: str) -> str:
+    if pid == str(os.getpid()):
+        return "this very process"
+    return f"process {pid} ({Path(f'/proc/{pid}/comm').read_text(encoding='utf-8', errors='replace').strip()})"

@@ -22,9 +22,9 @@ from sqlalchemy import ColumnElement, exists, func, literal, not_, or_, select, 
 
 from jobkit.errors import InvalidFilter
 from jobkit.interfaces import End, Ended, Life, Situation, Wait
-from jobkit.model import TERMINAL, Event, Failure, JobRecord, JobStats, JobStatus, Page, Progress
+from jobkit.model import TERMINAL, Event, Failure, JobRecord, JobStats, JobStatus, Page
 from jobkit.store.schema import job_blockers, job_events, job_signals, jobs, labels, lives, queues
-from jobkit.store.sql import PROGRESS_DATA, STANDING, runnable, standing_of, text_of, time_of
+from jobkit.store.sql import STANDING, parsed, progress_of, runnable, standing_of, text_of, time_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -71,7 +71,8 @@ _SEARCHED: Final = (
 _RECORD: Final = (
     jobs.c.id, jobs.c.name, jobs.c.version, jobs.c.label, jobs.c.description, jobs.c.status, jobs.c.reason,
     jobs.c.wanted, jobs.c.queue, jobs.c.priority, jobs.c.params, jobs.c.progress, jobs.c.progress_data, jobs.c.output,
-    jobs.c.error, jobs.c.attempt, jobs.c.retry_count, jobs.c.max_retries, jobs.c.crash_count, jobs.c.checkpoint_seq,
+    jobs.c.error, jobs.c.warnings, jobs.c.attempt, jobs.c.retry_count, jobs.c.max_retries, jobs.c.crash_count,
+    jobs.c.checkpoint_seq,
     jobs.c.created_at, jobs.c.scheduled_at, jobs.c.started_at, jobs.c.running_since, jobs.c.run_s, jobs.c.completed_at,
     jobs.c.last_checkpoint_at, jobs.c.node, lives.c.lease_until, jobs.c.user, jobs.c.tags, jobs.c.metadata,
     jobs.c.parent_id, jobs.c.depends_on, jobs.c.retry_of, jobs.c.forked_from, jobs.c.key,
@@ -209,7 +210,7 @@ class Queries:
             rows = connection.execute(select(lives).where(lives.c.ended_at.is_(None))).all()
         return [
             Life(
-                row.id, row.node, row.host, row.boot_id, row.pid, bool(row.working), _parsed(row.versions, {}),
+                row.id, row.node, row.host, row.boot_id, row.pid, bool(row.working), parsed(row.versions, {}),
                 time_of(row.started_at), time_of(row.lease_until),
             )
             for row in rows
@@ -440,27 +441,11 @@ def _sayable() -> Iterator[None]:
         raise InvalidFilter("text", error.object, ["one that UTF-8 can say"]) from None
 
 
-def _parsed(text: str | None, otherwise: Any) -> Any:
-    """Read stored JSON of the type of `otherwise`, which is the answer where it can't be read."""
-    try:
-        value = json.loads(text or "")
-    except (ValueError, TypeError, RecursionError):
-        return otherwise
-    return value if otherwise is None or isinstance(value, type(otherwise)) else otherwise
-
-
 def _failure(text: str | None) -> Failure | None:
     if text is None:
         return None
-    told = _parsed(text, {})
+    told = parsed(text, {})
     return Failure(*(str(told.get(name, "")) for name in ("type", "message", "traceback")))
-
-
-def _progress(fraction: float | None, text: str | None) -> Progress | None:
-    if text is None:
-        return None
-    told = _parsed(text, {})
-    return Progress(fraction, *(told.get(name) for name in PROGRESS_DATA))
 
 
 def _uuid(text: str | None) -> UUID | None:
@@ -478,7 +463,7 @@ _UNREADABLE: Final = datetime.min.replace(tzinfo=UTC)
 def _event(row: Row[Any]) -> Event:
     return Event(
         UUID(row.job_id), row.seq, row.type, JobStatus(row.status), row.message,
-        _parsed(row.data, None), _at(row.at), f"all:{row.pos}",
+        parsed(row.data, None), _at(row.at), f"all:{row.pos}",
     )  # fmt: skip
 
 
@@ -489,19 +474,19 @@ def _record(row: Row[Any], now: datetime) -> JobRecord:
         ran = row.run_s + max(0.0, (now - since).total_seconds())
     elif row.started_at is None:
         ran = None
-    params: dict[str, Json] = _parsed(row.params, {})
+    params: dict[str, Json] = parsed(row.params, {})
     return JobRecord(
         id=UUID(row.id), name=row.name, version=row.version, label=row.label, description=row.description,
         status=JobStatus(row.status), reason=row.reason, wanted=row.wanted, queue=row.queue, priority=row.priority,
         params=params,
-        progress=_progress(row.progress, row.progress_data),
-        output=_parsed(row.output, None), error=_failure(row.error), attempt=row.attempt,
+        progress=progress_of(row.progress, row.progress_data),
+        output=parsed(row.output, None), error=_failure(row.error), warnings=row.warnings, attempt=row.attempt,
         retry_count=row.retry_count, max_retries=row.max_retries, crash_count=row.crash_count,
         checkpoint_seq=row.checkpoint_seq, created_at=_at(row.created_at), scheduled_at=time_of(row.scheduled_at),
         started_at=time_of(row.started_at), completed_at=time_of(row.completed_at),
         last_checkpoint_at=time_of(row.last_checkpoint_at), duration_s=ran, node=row.node,
-        lease_deadline=time_of(row.lease_until), user=row.user, tags=tuple(_parsed(row.tags, [])),
-        metadata=_parsed(row.metadata, {}), parent_id=_uuid(row.parent_id),
-        depends_on=tuple(UUID(one) for one in _parsed(row.depends_on, [])), retry_of=_uuid(row.retry_of),
+        lease_deadline=time_of(row.lease_until), user=row.user, tags=tuple(parsed(row.tags, [])),
+        metadata=parsed(row.metadata, {}), parent_id=_uuid(row.parent_id),
+        depends_on=tuple(UUID(one) for one in parsed(row.depends_on, [])), retry_of=_uuid(row.retry_of),
         forked_from=_uuid(row.forked_from), key=row.key,
     )  # fmt: skip

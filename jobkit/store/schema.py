@@ -102,6 +102,8 @@ jobs: Final = Table(
     Column("output_data", LargeBinary),
     Column("error", Text),
     Column("error_message", Text),
+    Column("warnings", Integer, nullable=False, server_default="0"),
+    Column("log_bytes", Integer, nullable=False, server_default="0"),
     # its state
     Column("checkpoint_seq", Integer, nullable=False, server_default="0"),
     Column("last_checkpoint_at", Time),
@@ -157,7 +159,11 @@ job_events: Final = Table(
     UniqueConstraint("job_id", "seq", name="uq_job_events_seq"),
     sqlite_autoincrement=True,
 )
-"""What happened; `seq` counts 1, 2, 3… per job, `pos` orders the events of all jobs as they were committed."""
+"""What happened; `seq` counts 1, 2, 3… per job, `pos` orders the events of all jobs as they were committed.
+
+A line of a job's log is an event of type `log`: `message` is the line, and `data` has its `level`, the `attempt` that
+told it, and its `fields`.
+"""
 
 job_blockers: Final = Table(
     "job_blockers",

@@ -5,13 +5,13 @@ processing parameters anew for each batch costs more than SQLite's own work. Eac
 parameters; the functions beside it make the tuples.
 
 Invariant: every UPDATE of a job names its id, attempt, status and the number of its latest event, so that it changes
-exactly the row it was decided on, or none.
+exactly the row it was decided on, or none; where that matters and its writer may not know, its latest checkpoint too.
 """
 
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import ColumnElement, Update, bindparam, case, exists, false, func, literal_column, select
@@ -19,7 +19,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 from jobkit.errors import SerializationError
 from jobkit.lifecycle import Standing
-from jobkit.model import TERMINAL, JobStatus
+from jobkit.model import TERMINAL, JobStatus, Progress
 from jobkit.policy import rank
 from jobkit.store.schema import (
     job_blockers,
@@ -33,13 +33,13 @@ from jobkit.store.schema import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy import ClauseElement, Connection, CursorResult, Dialect, Table
 
-    from jobkit.interfaces import NewJob
+    from jobkit.interfaces import Change, LogLine, NewJob
     from jobkit.lifecycle import Transition
-    from jobkit.model import Json, Progress
+    from jobkit.model import Json
     from jobkit.store.dialects import Database
 
 Row = tuple[Any, ...]
@@ -112,12 +112,27 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-PROGRESS_DATA: Final = ("completed", "total", "unit", "phase", "message", "data")
+def parsed(text: str | None, otherwise: Any) -> Any:
+    """Read stored JSON of the type of `otherwise`, which is the answer where it can't be read."""
+    try:
+        value = json.loads(text or "")
+    except (ValueError, TypeError, RecursionError):
+        return otherwise
+    return value if otherwise is None or isinstance(value, type(otherwise)) else otherwise
+
+
+PROGRESS_DATA: Final = ("completed", "total", "unit", "phase", "message", "data", "rate", "eta_s")
 """What `progress_data` holds, in the order of `Progress`."""
 
 
-def progress_row(progress: Progress | None) -> Row:
-    """Fill in `_PROGRESS`: progress is kept as it is where there is none to store.
+def told_row(change: Change) -> Row:
+    """Fill in `_TOLD`: what an attempt has told since its last write."""
+    size = sum([line.size for line in change.lines]) if change.lines else 0
+    return (size, change.warnings, *_progress_row(change.progress))
+
+
+def _progress_row(progress: Progress | None) -> Row:
+    """Progress is kept as it is where there is none to store.
 
     What can't be stored is left out: progress is for people, and must not cost a job its checkpoint or its result.
     """
@@ -137,6 +152,14 @@ def _can_be_said(value: Json) -> bool:
     except SerializationError:
         return False
     return True
+
+
+def progress_of(fraction: float | None, text: str | None) -> Progress | None:
+    """Read stored progress; what can't be read of it is missing."""
+    if text is None:
+        return None
+    told = parsed(text, {})
+    return Progress(fraction, *(told.get(name) for name in PROGRESS_DATA))
 
 
 def _fraction(fraction: float | None) -> float | None:
@@ -179,10 +202,10 @@ def moved_row(job: Standing, now: datetime, now_text: str) -> Row:
     )  # fmt: skip
 
 
-_PROGRESS: Final = ("progress_data", "progress", "progress_data")
+_TOLD: Final = ("log_bytes", "warnings", "progress_data", "progress", "progress_data")
 _FINISHED: Final = ("output", "output_data", "error", "error_message")
 _KEPT: Final = ("checkpoint_seq", "state_seq", "last_checkpoint_at", "state")
-_SAVED: Final = ("crash_count", "suspect", *_KEPT)
+_SAVED: Final = ("event_seq", "crash_count", "suspect", *_KEPT)
 
 
 def _guard() -> list[ColumnElement[bool]]:
@@ -198,9 +221,11 @@ def _update(*names: str, **computed: ColumnElement[Any]) -> Update:
     return jobs.update().where(*_guard()).ordered_values(*values)
 
 
-def _progress() -> dict[str, ColumnElement[Any]]:
+def _told() -> dict[str, ColumnElement[Any]]:
     given: ColumnElement[Any] = bindparam("progress_data")
     return {
+        "log_bytes": jobs.c.log_bytes + bindparam("log_bytes"),
+        "warnings": jobs.c.warnings + bindparam("warnings"),
         "progress": case((given.is_(None), jobs.c.progress), else_=bindparam("progress")),
         "progress_data": func.coalesce(given, jobs.c.progress_data),
     }
@@ -228,7 +253,10 @@ _BLOCKER: Final = ("job_id", "kind", "on")
 _SIGNAL: Final = ("job_id", "name", "payload", "at")
 _ENDED: Final = ("ended_at", "ended_how", "blamed")
 
-_CLAIMED: Final = (jobs.c.name, jobs.c.version, jobs.c.params_data, jobs.c.state, jobs.c.metadata)
+_CLAIMED: Final = (
+    jobs.c.name, jobs.c.version, jobs.c.params_data, jobs.c.state, jobs.c.metadata, jobs.c.progress,
+    jobs.c.progress_data, jobs.c.log_bytes,
+)  # fmt: skip
 
 _INSERTED: Final = (
     "id", "name", "version", "label", "description", "user", "tags", "metadata", "key", "params", "params_data",
@@ -251,11 +279,41 @@ def event_row(transition: Transition, now_text: str, message: str | None = None,
     return (after.id, after.event_seq, transition.event, after.status.value, message, data, now_text)
 
 
+def line_row(line: LogLine, seq: int, job: Standing, now: datetime) -> Row:
+    """The stored event of a line that a job's attempt has logged; told before whatever came with it."""
+    data = to_json({"level": line.level, "attempt": job.attempt, "fields": line.fields})
+    told_at = text_of(now - timedelta(seconds=line.waited_s))
+    return (job.id, seq, "log", job.status.value, line.message, data, told_at)
+
+
 def runnable(known: Sequence[tuple[Any, Any]]) -> ColumnElement[bool]:
     """Whether a job's name is among those known, and its version no newer; pairs of name and newest version."""
     # CASE is a flat list. A chain of ORs would be a tree as deep as it is long, and SQLite stops at a depth of 1,000.
     # Versions begin at 1, so that of an unknown name is never reached, and NOT turns no NULL into a job nobody finds.
     return jobs.c.version <= case(*known, value=jobs.c.name, else_=literal_column("0")) if known else false()
+
+
+class Waiting:
+    """The statements that tell who waits for what, and let them go."""
+
+    def __init__(self, ready: Callable[..., Statement], dialect: Database) -> None:
+        self.block: Statement = ready(dialect.upsert(job_blockers, *_BLOCKER), *_BLOCKER)
+        self.unblock: Statement = ready(
+            job_blockers.delete().where(*(job_blockers.c[name] == bindparam(name) for name in _BLOCKER)), *_BLOCKER
+        )
+        own = job_blockers.c.job_id == bindparam("job_id")
+        self.free: Statement = ready(job_blockers.delete().where(own), "job_id")
+        self.any_blocker: Statement = ready(select(exists(job_blockers.select())))
+        on = tuple(job_blockers.c[name] == bindparam(name) for name in _BLOCKER[1:])
+        blocked = select(job_blockers.c.job_id).where(*on).order_by(job_blockers.c.job_id)
+        self.blocked: Statement = ready(blocked, *_BLOCKER[1:])
+        self.blockers: Statement = ready(select(func.count()).select_from(job_blockers).where(own), "job_id")
+        self.children: Statement = ready(
+            select(jobs.c.id).where(jobs.c.parent_id == bindparam("parent_id")).order_by(jobs.c.id), "parent_id"
+        )
+        self.send: Statement = ready(dialect.upsert(job_signals, *_SIGNAL), *_SIGNAL)
+        sent = (job_signals.c.job_id == bindparam("job_id"), job_signals.c.name == bindparam("name"))
+        self.sent: Statement = ready(select(job_signals.c.payload).where(*sent), "job_id", "name")
 
 
 class Statements:
@@ -285,41 +343,27 @@ class Statements:
             _update(*_MOVED, "node", started_at=started), *_MOVED, "node", "started_at", *GUARD
         )
         self.move: Statement = ready(_update(*_MOVED), *_MOVED, *GUARD)
-        self.finish: Statement = ready(
-            _update(*_MOVED, *_FINISHED, **_progress()), *_MOVED, *_FINISHED, *_PROGRESS, *GUARD
-        )
-        self.save: Statement = ready(_update(*_SAVED, **_progress()), *_SAVED, *_PROGRESS, *GUARD)
-        self.stop: Statement = ready(_update(*_MOVED, **_progress()), *_MOVED, *_PROGRESS, *GUARD)
-        self.suspend: Statement = ready(_update(*_MOVED, *_KEPT, **_progress()), *_MOVED, *_KEPT, *_PROGRESS, *GUARD)
+        # An attempt knows its own checkpoints; who takes its job may not, since an owner that was silent may yet save.
+        taken = _update(*_MOVED).where(jobs.c.checkpoint_seq == bindparam("at_checkpoint"))
+        self.take: Statement = ready(taken, *_MOVED, *GUARD, "at_checkpoint")
+        self.finish: Statement = ready(_update(*_MOVED, *_FINISHED, **_told()), *_MOVED, *_FINISHED, *_TOLD, *GUARD)
+        self.save: Statement = ready(_update(*_SAVED, **_told()), *_SAVED, *_TOLD, *GUARD)
+        self.stop: Statement = ready(_update(*_MOVED, **_told()), *_MOVED, *_TOLD, *GUARD)
+        self.suspend: Statement = ready(_update(*_MOVED, *_KEPT, **_told()), *_MOVED, *_KEPT, *_TOLD, *GUARD)
         self.delete: Statement = ready(jobs.delete().where(*_guard()), *GUARD)
-        self.report: Statement = ready(_update(**_progress()), *_PROGRESS, *GUARD)
+        self.report: Statement = ready(_update("event_seq", **_told()), "event_seq", *_TOLD, *GUARD)
         kept = dialect.upsert(job_checkpoints, "job_id", "slot", "seq", "state", "at", replace=True)
         self.keep: Statement = ready(kept, "job_id", "slot", "seq", "state", "at")
-
-        self.block: Statement = ready(dialect.upsert(job_blockers, *_BLOCKER), *_BLOCKER)
-        self.unblock: Statement = ready(
-            job_blockers.delete().where(*(job_blockers.c[name] == bindparam(name) for name in _BLOCKER)), *_BLOCKER
-        )
-        own = job_blockers.c.job_id == bindparam("job_id")
-        self.free: Statement = ready(job_blockers.delete().where(own), "job_id")
-        self.any_blocker: Statement = ready(select(exists(job_blockers.select())))
-        on = tuple(job_blockers.c[name] == bindparam(name) for name in _BLOCKER[1:])
-        blocked = select(job_blockers.c.job_id).where(*on).order_by(job_blockers.c.job_id)
-        self.blocked: Statement = ready(blocked, *_BLOCKER[1:])
-        self.blockers: Statement = ready(select(func.count()).select_from(job_blockers).where(own), "job_id")
-        self.children: Statement = ready(
-            select(jobs.c.id).where(jobs.c.parent_id == bindparam("parent_id")).order_by(jobs.c.id), "parent_id"
-        )
-        self.send: Statement = ready(dialect.upsert(job_signals, *_SIGNAL), *_SIGNAL)
-        sent = (job_signals.c.job_id == bindparam("job_id"), job_signals.c.name == bindparam("name"))
-        self.sent: Statement = ready(select(job_signals.c.payload).where(*sent), "job_id", "name")
+        self.waiting: Waiting = Waiting(ready, dialect)
 
         alive = (lives.c.id == bindparam("at_life"), lives.c.ended_at.is_(None))
         entered = tuple(column.name for column in lives.c if column.name not in _ENDED)
         self.register: Statement = insert(lives, *entered)
-        self.alive: Statement = ready(select(lives.c.id).where(*alive), "at_life")
+        self.alive: Statement = ready(select(lives.c.working).where(*alive), "at_life")
         renewed = lives.update().where(*alive).values(lease_until=bindparam("lease_until"))
         self.renew: Statement = ready(renewed, "lease_until", "at_life")
+        left = lives.update().where(*alive).values(working=literal_column("0"))
+        self.leave: Statement = ready(left, "at_life")
         ended = lives.update().where(*alive).ordered_values(*((lives.c[name], bindparam(name)) for name in _ENDED))
         self.retire: Statement = ready(ended, *_ENDED, "at_life")
         ran = select(jobs.c.id, jobs.c.suspect).where(

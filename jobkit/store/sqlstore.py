@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from jobkit.errors import InvalidSettings, SerializationError, StoreUnavailable
-from jobkit.interfaces import Change, Claim, Insert, Register, Renew, Retire, Send
+from jobkit.interfaces import Change, Claim, Insert, Leave, Register, Renew, Retire, Send
 from jobkit.lifecycle import Trigger
 from jobkit.points import reach
 from jobkit.store.dialects import BUSY_S, Sqlite
@@ -112,6 +112,10 @@ class SqlStore(Queries):
         """Let go of every connection and file."""
         self._database.close()
 
+    def hurry(self) -> None:
+        """Wait for others who write no longer than a moment from now on, until it is opened again; from any thread."""
+        self._database.hurry()
+
     def commit(self, batch: Sequence[Write]) -> list[Any]:
         """Apply the writes in their order, in one transaction.
 
@@ -191,5 +195,7 @@ def _point(write: Write) -> str:
             return "register"
         case Renew():
             return "renew"
+        case Leave():
+            return "leave"
         case Retire():
             return "retire"

@@ -21,7 +21,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError
 from jobkit.canonical import canonical
 from jobkit.errors import JobkitError, JobNotFound, KeyConflict, LeaseLost, SerializationError
 from jobkit.filters import label_text
-from jobkit.interfaces import Change, Claim, Claimed, Insert, Register, Renew, Retire, Send, Stored
+from jobkit.interfaces import Change, Claim, Claimed, Insert, Leave, Register, Renew, Retire, Send, Stored
 from jobkit.lifecycle import Cause, Transition, Trigger, advance
 from jobkit.model import TERMINAL, Failure, JobStatus
 from jobkit.policy import blame
@@ -29,11 +29,13 @@ from jobkit.store.sql import (
     event_row,
     guard_row,
     inserted_row,
+    line_row,
     moved_row,
-    progress_row,
+    progress_of,
     standing_of,
     text_of,
     to_json,
+    told_row,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from jobkit.interfaces import NewJob, Wait, Write
+    from jobkit.interfaces import Ending, NewJob, Wait, Write
     from jobkit.lifecycle import Standing
     from jobkit.store.sql import Row, Statement, Statements
 
@@ -100,7 +102,7 @@ class Batch:
         for index, write in enumerate(writes):
             if isinstance(write, Change) and write.expected is not None and not write.waits:
                 try:
-                    answers[index] = transition = advance(write.expected, write.cause, self._now)
+                    answers[index] = transition = advance(write.expected, write.cause, self._now, len(write.lines))
                 except JobkitError as error:
                     answers[index] = error
                     continue
@@ -187,14 +189,25 @@ class Batch:
                 if self._sql.renew.one(self._connection, (text_of(until), life_id)).rowcount != 1:
                     raise LeaseLost(life_id, 0)
                 return until
+            case Leave(life=life_id):
+                return self._sql.leave.one(self._connection, (life_id,)).rowcount == 1
             case Retire(life=life_id, how=how):
-                blamed = self._blamed(life_id) if how == "crashed" else None
-                return self._sql.retire.one(self._connection, (self._now_text, how, blamed, life_id)).rowcount == 1
+                row = (self._now_text, *self._ending(life_id, how), life_id)
+                return self._sql.retire.one(self._connection, row).rowcount == 1
 
-    def _blamed(self, life: str) -> str | None:
-        """The job that a life's crash counts against: told now, while all that it ran still stand there as running."""
-        found = self._sql.running.one(self._connection, (life, "running", 2, 0)).all()
-        return blame([(job_id, bool(suspect)) for job_id, suspect in found])
+    def _ending(self, life: str, how: Ending) -> tuple[Ending, str | None]:
+        """How a life ended, and the job that this counts against.
+
+        Whoever is killed while it is being stopped, as by a deployment that has no more patience, has merely left. A
+        crash is laid at a job's door now, while all that the life ran still stand there as running.
+        """
+        if how != "crashed":
+            return how, None
+        found = self._sql.alive.one(self._connection, (life,)).one_or_none()
+        if found is not None and not found.working:
+            return "left", None
+        ran = self._sql.running.one(self._connection, (life, "running", 2, 0)).all()
+        return how, blame([(job_id, bool(suspect)) for job_id, suspect in ran])
 
     # ── changes ──
 
@@ -206,7 +219,7 @@ class Batch:
         open_waits = [wait for wait in change.waits if not self._is_over(job.id, wait)]
         if change.waits:
             cause = replace(cause, blockers=len(open_waits))
-        transition = advance(job, cause, self._now)
+        transition = advance(job, cause, self._now, len(change.lines))
         for statement, row in self._plan(change, transition):
             if statement.many(self._connection, [row]) != 1:
                 raise LeaseLost(change.job_id, job.attempt)
@@ -214,7 +227,7 @@ class Batch:
         if change.spawns:
             self._insert(change.spawns)
         if open_waits and transition.after.blockers:
-            self._sql.block.many(self._connection, [(job.id, *wait) for wait in open_waits])
+            self._sql.waiting.block.many(self._connection, [(job.id, *wait) for wait in open_waits])
         return transition
 
     def _standing(self, change: Change) -> Standing:
@@ -231,36 +244,43 @@ class Batch:
         """Say which statements write a transition, with their rows."""
         before, after, trigger = transition.before, transition.after, transition.cause.trigger
         guard = guard_row(before)
-        progress = progress_row(change.progress)
+        told = told_row(change)
         if trigger is Trigger.REPORT:
-            yield Planned(self._sql.report, (*progress, *guard))
-        elif trigger is Trigger.CHECKPOINT:
-            state = change.state or b""
-            seq = after.checkpoint_seq
-            self.size += 2 * len(state)
-            saved = (after.crash_count, int(after.suspect), seq, seq, self._now_text, state)
-            yield Planned(self._sql.save, (*saved, *progress, *guard))
-            if self._keep:
-                yield Planned(self._sql.keep, (before.id, seq % self._keep, seq, state, self._now_text))
-        elif trigger is Trigger.SUSPEND:
-            state, seq = change.state or b"", after.checkpoint_seq
-            self.size += 2 * len(state)
-            moved = moved_row(after, self._now, self._now_text)
-            yield Planned(self._sql.suspend, (*moved, seq, seq, self._now_text, state, *progress, *guard))
-            if self._keep:
-                yield Planned(self._sql.keep, (before.id, seq % self._keep, seq, state, self._now_text))
+            yield Planned(self._sql.report, (after.event_seq, *told, *guard))
+        elif trigger in {Trigger.CHECKPOINT, Trigger.SUSPEND}:
+            yield from self._saved(change, transition)
         elif trigger is Trigger.DELETE:
             yield Planned(self._sql.delete, guard)
         elif after is not before and after != before:  # a queued job keeps its place unless it has to move
             moved = moved_row(after, self._now, self._now_text)
             if change.output is not None or change.failure is not None:
-                yield Planned(self._sql.finish, (*moved, *_finished(change, after.status), *progress, *guard))
-            elif change.progress is not None:
-                yield Planned(self._sql.stop, (*moved, *progress, *guard))
+                yield Planned(self._sql.finish, (*moved, *_finished(change, after.status), *told, *guard))
+            elif trigger is Trigger.OWNER_GONE:
+                yield Planned(self._sql.take, (*moved, *guard, before.checkpoint_seq))
+            elif any(told):
+                yield Planned(self._sql.stop, (*moved, *told, *guard))
             else:
                 yield Planned(self._sql.move, (*moved, *guard))
 
+    def _saved(self, change: Change, transition: Transition) -> Iterator[Planned]:
+        """Store a state: of an attempt that goes on, or of one that leaves to wait."""
+        after, state = transition.after, change.state or b""
+        seq = after.checkpoint_seq
+        self.size += 2 * len(state)
+        kept, rest = (seq, seq, self._now_text, state), (*told_row(change), *guard_row(transition.before))
+        if transition.cause.trigger is Trigger.SUSPEND:
+            yield Planned(self._sql.suspend, (*moved_row(after, self._now, self._now_text), *kept, *rest))
+        else:
+            yield Planned(self._sql.save, (after.event_seq, after.crash_count, int(after.suspect), *kept, *rest))
+        if self._keep:
+            yield Planned(self._sql.keep, (after.id, seq % self._keep, seq, state, self._now_text))
+
     def _events(self, transition: Transition, change: Change) -> Iterator[Row]:
+        before = transition.before
+        if change.lines and transition.after is not before:
+            for seq, line in enumerate(change.lines, before.event_seq + 1):
+                self.size += line.size
+                yield line_row(line, seq, before, self._now)
         if transition.event is not None:
             failure = change.failure
             message = transition.after.reason if failure is None else f"{failure.type}: {failure.message}"
@@ -271,14 +291,14 @@ class Batch:
     def _is_over(self, job_id: str, wait: Wait) -> bool:
         """Whether what a job is about to wait for has come already."""
         if wait.kind == "signal":
-            return self._sql.sent.one(self._connection, (job_id, wait.on)).one_or_none() is not None
+            return self._sql.waiting.sent.one(self._connection, (job_id, wait.on)).one_or_none() is not None
         row = self._sql.standing.one(self._connection, (wait.on,)).one_or_none()
         return row is None or standing_of(row).status.terminal
 
     def _signal(self, signal: Send) -> Transition:
         change = Change(signal.job_id, Cause(Trigger.SIGNAL))
         transition = advance(self._standing(change), change.cause, self._now)
-        self._sql.send.one(self._connection, (signal.job_id, signal.name, signal.payload, self._now_text))
+        self._sql.waiting.send.one(self._connection, (signal.job_id, signal.name, signal.payload, self._now_text))
         return transition._replace(then=tuple(map(self._apply, self._let_go("signal", signal.name, signal.job_id))))
 
     def _with_consequences(self, done: Transition) -> Transition:
@@ -296,27 +316,27 @@ class Batch:
     def _brought_about(self, done: Transition) -> Iterator[Change]:
         before, after = done.before, done.after
         if before.blockers and not (after.blockers and after.status not in TERMINAL):
-            self._sql.free.one(self._connection, (after.id,))
+            self._sql.waiting.free.one(self._connection, (after.id,))
         if after.status not in TERMINAL or before.status in TERMINAL:
             return
         if self._anybody_waits():
             yield from self._let_go("job", after.id)
         if after.status is JobStatus.CANCELLED:
-            for (child,) in self._sql.children.one(self._connection, (after.id,)).all():
+            for (child,) in self._sql.waiting.children.one(self._connection, (after.id,)).all():
                 yield Change(child, Cause(Trigger.CANCEL))
 
     def _let_go(self, kind: str, on: str, job_id: str | None = None) -> Iterator[Change]:
         """Have those that wait for something wait for it no longer: all of them, or one job."""
-        for (blocked,) in self._sql.blocked.one(self._connection, (kind, on)).all():
+        for (blocked,) in self._sql.waiting.blocked.one(self._connection, (kind, on)).all():
             if job_id in {None, blocked}:
-                self._sql.unblock.one(self._connection, (blocked, kind, on))
-                left = self._sql.blockers.one(self._connection, (blocked,)).scalar_one()
+                self._sql.waiting.unblock.one(self._connection, (blocked, kind, on))
+                left = self._sql.waiting.blockers.one(self._connection, (blocked,)).scalar_one()
                 yield Change(blocked, Cause(Trigger.UNBLOCK, blockers=left))
 
     def _anybody_waits(self) -> bool:
         """Whether any job waits for anything: asked once a batch, since mostly none does."""
         if self._waits is None:
-            self._waits = bool(self._sql.any_blocker.one(self._connection, ()).scalar_one())
+            self._waits = bool(self._sql.waiting.any_blocker.one(self._connection, ()).scalar_one())
         return self._waits
 
     # ── inserts ──
@@ -370,7 +390,7 @@ class Batch:
         cause = Cause(Trigger.CLAIM, life=claim.life)
         claimed, started, events = [], [], []
         for row in self._candidates(claim):
-            *standing, name, version, params_data, state, metadata, _rank, _num = row
+            *standing, name, version, params_data, state, metadata, fraction, progress, log_bytes, _rank, _num = row
             job = standing_of(standing)
             try:
                 facts = json.loads(metadata) if metadata != "{}" else {}
@@ -382,7 +402,8 @@ class Batch:
             moved = moved_row(after, self._now, self._now_text)
             started.append((*moved, claim.node, self._now_text, *guard_row(job)))
             events.append(event_row(transition, self._now_text))
-            claimed.append(Claimed(transition, name, version, params_data, state, facts))
+            told = progress_of(fraction, progress)
+            claimed.append(Claimed(transition, name, version, params_data, state, facts, told, log_bytes))
         if started:
             if self._sql.start.many(self._connection, started) != len(started):
                 raise Mismatch

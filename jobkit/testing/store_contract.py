@@ -37,8 +37,23 @@ from jobkit.errors import (
     StoreUnavailable,
 )
 from jobkit.filters import JobFilter, label_text
-from jobkit.interfaces import Change, Claim, Claimed, Insert, Life, NewJob, Register, Renew, Retire, Send, Stored, Wait
-from jobkit.lifecycle import Cause, Standing, Transition, Trigger
+from jobkit.interfaces import (
+    Change,
+    Claim,
+    Claimed,
+    Insert,
+    Leave,
+    Life,
+    LogLine,
+    NewJob,
+    Register,
+    Renew,
+    Retire,
+    Send,
+    Stored,
+    Wait,
+)
+from jobkit.lifecycle import Cause, Standing, Transition, Trigger, advance
 from jobkit.model import Failure, JobRecord, JobStatus, Priority, Progress
 from jobkit.plain import plain
 from jobkit.testing.fakes import FakeClock
@@ -47,7 +62,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from jobkit.interfaces import Ending, Store, Write
-    from jobkit.model import Event, JobStats, Json
+    from jobkit.model import Event, JobStats, Json, LogLevel
 
     MakeStore: TypeAlias = Callable[[], Store]
 
@@ -57,6 +72,7 @@ NOBODY: Final = "00000000-0000-7000-8000-ffffffffffff"
 """The id of no job and of no life."""
 
 CHECKPOINT: Final = Cause(Trigger.CHECKPOINT)
+REPORT: Final = Cause(Trigger.REPORT)
 COMPLETE: Final = Cause(Trigger.COMPLETE)
 CANCEL: Final = Cause(Trigger.CANCEL)
 PAUSE: Final = Cause(Trigger.PAUSE)
@@ -77,6 +93,11 @@ def new_job(name: str = NAME, *, params: Mapping[str, Any] | None = None, **fiel
     shown: Any = plain(values)
     given = {"version": 1, "queue": "default", "priority": 5, "resumable": True, **fields}
     return NewJob(id=str(uuid4()), name=name, params=shown, params_data=_codec.pack(values), **given)
+
+
+def line(message: str, level: LogLevel = "info", waited_s: float = 0.0, **fields: Json) -> LogLine:
+    """Make a line of a job's log, of a hundred bytes."""
+    return LogLine(message, level, fields, 100, waited_s)
 
 
 class Bench:
@@ -214,9 +235,14 @@ MEANWHILE: Final[Mapping[str, Callable[[Bench, Standing], None]]] = {
 }
 """What may become of a job behind an attempt's back."""
 
+OLD_LINES: Final = (line("old"), line("old", "warning"))
+
 LAST_WORDS: Final[Mapping[str, Callable[[Standing], Change]]] = {
     "checkpoint": lambda job: Change(job.id, CHECKPOINT, job, state=b"old", progress=Progress(0.5)),
-    "report": lambda job: Change(job.id, Cause(Trigger.REPORT), job, progress=Progress(0.5, message="old")),
+    "report": lambda job: Change(job.id, REPORT, job, progress=Progress(0.5, message="old")),
+    "checkpoint with lines": lambda job: Change(job.id, CHECKPOINT, job, state=b"old", lines=OLD_LINES, warnings=2),
+    "report with lines": lambda job: Change(job.id, REPORT, job, lines=OLD_LINES, warnings=2),
+    "complete with lines": lambda job: Change(job.id, COMPLETE, job, output=(b"\xa3old", "old"), lines=OLD_LINES),
     "complete": lambda job: Change(job.id, COMPLETE, job, output=(b"\xa3old", "old"), progress=Progress(1.0)),
     "fail": lambda job: Change(job.id, Cause(Trigger.FAIL), job, failure=Failure("Old", "old")),
     "retry": lambda job: Change(
@@ -247,6 +273,9 @@ CULPRITS: Final[Mapping[str, Callable[[Bench], Write]]] = {
     ),
     "an error that UTF-8 can't say": lambda bench: Change(
         (job := bench.start()).id, Cause(Trigger.FAIL), job, failure=Failure("\ud800", "")
+    ),
+    "a line that UTF-8 can't say": lambda bench: Change(
+        (job := bench.start()).id, CHECKPOINT, job, state=b"bad", lines=(line("good"), line("\ud800"))
     ),
     "a request for no job": lambda _: Change(NOBODY, CANCEL),
     "an impossible request": lambda bench: Change(bench.add("another"), Cause(Trigger.RESUME)),
@@ -344,13 +373,13 @@ class StoreContract:
             id=UUID(job.id), name="file_copy", version=3, label="Label", description="Description",
             status=JobStatus.QUEUED, reason=None, wanted=None, queue="slow", priority=-7,
             params={"sources": ["a", "b"], "n": 2**40, "ü": "\N{SNOWMAN}"}, progress=None, output=None, error=None,
-            attempt=0, retry_count=0, max_retries=0, crash_count=0, checkpoint_seq=0, created_at=clock.now(),
-            scheduled_at=None, started_at=None, completed_at=None, last_checkpoint_at=None, duration_s=None, node=None,
-            lease_deadline=None, user="me", tags=("b", "a", "b"), metadata=metadata, parent_id=None,
-            depends_on=(), retry_of=None, forked_from=None, key="key",
+            warnings=0, attempt=0, retry_count=0, max_retries=0, crash_count=0, checkpoint_seq=0,
+            created_at=clock.now(), scheduled_at=None, started_at=None, completed_at=None, last_checkpoint_at=None,
+            duration_s=None, node=None, lease_deadline=None, user="me", tags=("b", "a", "b"), metadata=metadata,
+            parent_id=None, depends_on=(), retry_of=None, forked_from=None, key="key",
         )  # fmt: skip
         (claimed,) = bench.claim(versions={"file_copy": 3})
-        assert claimed[1:] == ("file_copy", 3, job.params_data, b"\x93state", metadata)
+        assert claimed[1:] == ("file_copy", 3, job.params_data, b"\x93state", metadata, None, 0)
         assert claimed.transition.after.resumable is False
 
     def test_all_that_comes_of_a_job_comes_back(self, bench: Bench, clock: FakeClock) -> None:
@@ -540,7 +569,8 @@ class StoreContract:
         for trigger in set(Trigger) - {Trigger.DELETE}:
             for blame in ("hold", "cancel", "run"):
                 cause = Cause(trigger, life=bench.life, blame=blame, strike=True, others=True)
-                change = Change(job.id, cause, failure=Failure("Late", "late"), output=(b"\xc0", None), state=b"late")
+                late = Change(job.id, cause, failure=Failure("Late", "late"), output=(b"\xc0", None), state=b"late")
+                change = late._replace(lines=OLD_LINES, warnings=2)
                 (answer,) = bench.store.commit([change])
                 assert isinstance(answer, JobkitError) or answer.after == answer.before, trigger
                 assert self.everything(bench.store, job.id) == before, trigger
@@ -568,7 +598,7 @@ class StoreContract:
         running = [bench.start() for _ in range(20)]
         requested = [bench.start() for _ in range(20)]
         batch: list[Write] = [Insert((new_job("other", queue="new", tags=("t",)),)) for _ in range(30)]
-        batch += [Change(job.id, CHECKPOINT, job, state=job.id.encode()) for job in running]
+        batch += [Change(job.id, CHECKPOINT, job, state=job.id.encode(), lines=(line(job.id),)) for job in running]
         batch += [Change(job.id, CANCEL) for job in requested]
         batch += [Insert((new_job("other", queue="new", key=f"key {at}"),)) for at in range(29)]
         random.Random(culprit).shuffle(batch)  # noqa: S311  any order will do
@@ -585,6 +615,9 @@ class StoreContract:
         if isinstance(bad, Insert):
             assert bench.store.get(bad.jobs[0].id) is None
         assert [bench.store.state(job.id) for job in running] == [(1, job.id.encode()) for job in running]
+        assert [bench.events(job.id)[-1][1:5] for job in running] == [
+            (3, "log", JobStatus.RUNNING, job.id) for job in running
+        ]
         assert {bench.record(job.id).wanted for job in requested} == {"cancel"}
         stored = [
             event for event in bench.store.events(None, None, ["created"], 1_000) if str(event.job_id) in set(inserts)
@@ -618,8 +651,8 @@ class StoreContract:
         waiting = bench.add()
         batch: list[Write] = [
             Insert((new_job(queue="new"), new_job(key="key"))),
-            Change(job.id, CHECKPOINT, job, state=b"state"),
-            Change(ending.id, COMPLETE, ending, output=(b"\xc0", None)),
+            Change(job.id, CHECKPOINT, job, state=b"state", lines=(line("one"), line("two")), warnings=1),
+            Change(ending.id, COMPLETE, ending, output=(b"\xc0", None), lines=(line("last"),)),
             Change(asked.id, PAUSE),
             Claim(bench.life, "node", 1, {NAME: 1}),
             Renew(bench.life, 1000),
@@ -756,6 +789,82 @@ class StoreContract:
         assert [(event.at - begun).total_seconds() for event in events] == [0, 0, 1, 2, 2, 2, 2, 2, 2, 2]
         assert {event.job_id for event in events} == {UUID(job.id)}
 
+    @pytest.mark.parametrize("said", ["checkpoint", "report", "complete", "fail", "retry", "stopped", "given back"])
+    def test_lines_of_the_log_come_before_what_they_came_with(self, bench: Bench, clock: FakeClock, said: str) -> None:
+        """G11: a line is an event, numbered and stored with the write that takes it along, and before its event.
+
+        It has the status, the attempt and the time of its telling, which may lie before the commit.
+        """
+        job = bench.start()
+        clock.advance(10)
+        lines = (line("one", waited_s=2.5), line("two", "warning", 0.5, n=[1, {"a": None}]), line("three"))
+        after: Standing = bench.do(LAST_WORDS[said](job)._replace(lines=lines, warnings=1)).after
+        events = bench.events(job.id)
+        assert [event.seq for event in events] == list(range(1, after.event_seq + 1))
+        assert events[2:5] == [
+            (job_id := UUID(job.id), 3, "log", JobStatus.RUNNING, "one",
+             {"level": "info", "attempt": 1, "fields": {}}, clock.now() - timedelta(seconds=2.5), events[2].cursor),
+            (job_id, 4, "log", JobStatus.RUNNING, "two",
+             {"level": "warning", "attempt": 1, "fields": {"n": [1, {"a": None}]}},
+             clock.now() - timedelta(seconds=0.5), events[3].cursor),
+            (job_id, 5, "log", JobStatus.RUNNING, "three",
+             {"level": "info", "attempt": 1, "fields": {}}, clock.now(), events[4].cursor),
+        ]  # fmt: skip
+        assert [event.type for event in events[5:]] == ([] if after.status is JobStatus.RUNNING else [events[-1].type])
+        assert events[-1].status is bench.status(job.id)
+        assert bench.store.events(job.id, None, ("log",), 10) == events[2:5]
+
+    def test_lines_are_numbered_from_what_is_stored(self, bench: Bench) -> None:
+        """G11: a request that came in between has its number; the lines go on from there, and the answer says so."""
+        for cause in (CHECKPOINT, REPORT, COMPLETE):
+            job = bench.start()
+            bench.ask(job.id, PAUSE)
+            after = bench.after(job, cause, state=b"", output=(b"\xc0", None), lines=(line("one"), line("two")))
+            assert [(event.seq, event.type) for event in bench.events(job.id)][2:5] == [
+                (3, "pause_requested"), (4, "log"), (5, "log")
+            ]  # fmt: skip
+            assert after.event_seq == bench.events(job.id)[-1].seq
+
+    def test_an_attempt_may_count_on_its_own_lines(self, bench: Bench, clock: FakeClock) -> None:
+        """G11: who does not wait for an answer works it out, and what follows fits: numbers, order and the state."""
+        job = bench.start()
+        writes: list[Change] = []
+        for at in range(3):
+            for cause in (REPORT, CHECKPOINT):
+                lines = tuple(line(f"{at} {cause.trigger} {which}") for which in range(at))
+                writes.append(Change(job.id, cause, job, state=str(at).encode(), lines=lines))
+                job = advance(job, cause, clock.now(), len(lines)).after
+        answers = [bench.do(write).after for write in writes]
+        assert answers[-1] == job
+        told = [event.message for event in bench.events(job.id)][2:]
+        assert told == [line.message for write in writes for line in write.lines]
+        assert bench.store.state(job.id) == (3, b"2")
+
+    def test_what_was_told_is_added_up_over_attempts(self, bench: Bench) -> None:
+        """Warnings are counted on the record; the next attempt learns how much of the log there is, and the progress.
+
+        A warning counts whether its line is kept or not.
+        """
+        job = bench.start()
+        progress = Progress(0.5, 1, 2, rate=0.25, eta_s=4.0)
+        job = bench.after(job, CHECKPOINT, state=b"", lines=(line("one"), line("two", "error")), warnings=1)
+        job = bench.after(job, REPORT, progress=progress, warnings=5)
+        job = bench.after(job, REPORT, lines=(line("three"),))
+        assert bench.record(job.id).warnings == 6
+        _requeue(bench, job)
+        (claimed,) = bench.claim()
+        assert (claimed.log_bytes, claimed.progress) == (300, progress)
+        assert claimed.progress is not None
+        assert (claimed.progress.rate, claimed.progress.eta_s) == (0.25, 4.0)
+        bench.after(claimed.transition.after, Cause(Trigger.STOPPED), lines=(line("four", "warning"),), warnings=1)
+        record = bench.record(job.id)
+        assert (record.status, record.warnings, record.progress) == (JobStatus.PAUSED, 7, progress)
+        bench.ask(job.id, Cause(Trigger.RESUME))
+        assert bench.claim()[0].log_bytes == 400
+        assert [event.message for event in bench.store.events(job.id, None, ("log",), 10)] == [
+            "one", "two", "three", "four"
+        ]  # fmt: skip
+
     def test_events_in_pages_and_by_type(self, bench: Bench) -> None:
         """Events are read on from a cursor or, of one job, from a number; types leave out the rest."""
         jobs = [bench.start() for _ in range(3)]
@@ -870,6 +979,17 @@ class StoreContract:
         assert bench.store.state(job.id) == (1, b"on")
         assert bench.claim_ids() == []
 
+    def test_a_checkpoint_that_a_sweep_has_not_seen_forgives_deaths(self, bench: Bench) -> None:
+        """G9: an owner that was merely silent may save while a sweep takes its job; what that clears stays cleared."""
+        bench.after(bench.start(), Cause(Trigger.OWNER_GONE, crashed=True, strike=True))
+        seen = bench.claim()[0].transition.after
+        assert (seen.crash_count, seen.suspect) == (1, True)
+        bench.after(seen, CHECKPOINT, state=b"on")
+        bench.after(seen, OWNER_GONE)
+        claimed = bench.claim()[0]
+        job = claimed.transition.after
+        assert (job.attempt, job.crash_count, job.suspect, claimed.state) == (3, 0, False, b"on")
+
     # ── requests ──
 
     @pytest.mark.parametrize(
@@ -981,6 +1101,22 @@ class StoreContract:
             assert [type(answer) for answer in answers] == [LeaseLost, LeaseLost]
         assert self.everything(bench.store, job_id) == before
         assert bench.store.lives() == []
+
+    @pytest.mark.parametrize("how", ["crashed", "rebooted", "expired", "left"])
+    def test_a_life_that_is_killed_while_it_is_being_stopped_has_left(self, bench: Bench, how: Ending) -> None:
+        """G9: a death during a shutdown is no crash, so it counts against no job; any other crash does."""
+        stopping, working = bench.new_life(), bench.new_life()
+        for life in (stopping, working):
+            bench.start(life=life)
+        assert bench.do(Leave(stopping)) is True
+        assert {life.id: life.working for life in bench.store.lives()} == {stopping: False, working: True}
+        for life in (stopping, working):
+            assert bench.do(Retire(life, how)) is True
+        ends = bench.store.ends([stopping, working])
+        assert ends[stopping].how == ("left" if how == "crashed" else how)
+        assert ends[stopping].blamed is None
+        assert (ends[working].how, ends[working].blamed is None) == (how, how != "crashed")
+        assert bench.do(Leave(stopping)) is False
 
     def test_orphans_are_the_jobs_of_lives_that_are_over(self, bench: Bench) -> None:
         """G6: recovery finds what a dead owner ran or paused when shutting down, and nothing that is a living one's."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
+import shutil
 import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import anyio
 import pytest
 from pydantic import SecretStr
 
-from jobkit import Job, JobContext, JobManager, Priority, Registry, job
+from jobkit import Job, JobContext, JobManager, JobRecord, Priority, Registry, job, registry
 from jobkit.cli import main
+from tests.cli.processes import COMMAND, Program, Terminal, environment
 
-ROOT = Path(__file__).parents[2]
 JOBS = Registry()
 
 
@@ -41,19 +43,6 @@ class Stumble(Job[None]):
 @job("someday", registry=JOBS, queue="slow")
 class Someday(Job[None]):
     async def run(self, ctx: JobContext) -> None: ...
-
-
-def environment(**extra: str) -> dict[str, str]:
-    """Make an environment in which nothing of the caller's own says how to print or which database to use."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("JOBKIT_") and name not in {"NO_COLOR", "FORCE_COLOR", "COLUMNS", "TTY_COMPATIBLE"}
-    }
-    return kept | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "TERM": "xterm-256color"} | extra
-
-
-COMMAND = (sys.executable, "-W", "error", "-m", "jobkit.cli")
 
 
 @pytest.fixture
@@ -107,6 +96,67 @@ def at_a_terminal(tmp_path):
         return shown.decode()
 
     return run
+
+
+@pytest.fixture
+def application(tmp_path):
+    """The folder of an application: `myapp.jobs` holds the jobs of workload.py."""
+    (tmp_path / "myapp").mkdir()
+    (tmp_path / "myapp" / "__init__.py").touch()
+    shutil.copy(Path(__file__).with_name("workload.py"), tmp_path / "myapp" / "jobs.py")
+    return tmp_path
+
+
+@pytest.fixture
+def start(application):
+    """Start the program in the application's folder, in the background."""
+    with contextlib.ExitStack() as stack:
+
+        def begin(*arguments, **extra) -> Program:
+            return stack.enter_context(Program(*arguments, folder=application, **extra))
+
+        yield begin
+
+
+@pytest.fixture
+def worker(start):
+    """Start a worker for the application's jobs."""
+    return partial(start, "worker", "--app", "myapp.jobs")
+
+
+@pytest.fixture
+def terminal(application):
+    """A terminal in the application's folder."""
+    with Terminal(application) as opened:
+        yield opened
+
+
+@pytest.fixture
+def dispatch(application):
+    """Dispatch jobs to the application's database, also such as it doesn't know; answers their ids."""
+
+    def store(*jobs, registry=registry, **options) -> list[str]:
+        async def ask() -> list[str]:
+            async with JobManager(application / "jobs.db", registry=registry, work=False) as client:
+                return [str(one.id) for one in await client.dispatch_many(jobs, **options)]
+
+        return anyio.run(ask)
+
+    return store
+
+
+@pytest.fixture
+def record(application):
+    """Read a job of the application's database."""
+
+    def read(job_id: str) -> JobRecord:
+        async def ask() -> JobRecord:
+            async with JobManager(application / "jobs.db", work=False) as client:
+                return await client.get(job_id)
+
+        return anyio.run(ask)
+
+    return read
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from jobkit.cli.commands import COMMANDS
+
 ROOT = Path(__file__).parents[2]
 HEAVY = {"anyio", "asyncio", "cyclopts", "pydantic", "rich", "sqlalchemy"}
 
@@ -20,10 +22,14 @@ def test_help_names_every_command(jobkit, arguments):
     done = jobkit(*arguments)
     assert done.returncode == 0
     assert done.stderr == ""
-    assert all(f"\n  {name}" in done.stdout for name in ("demo", "list, ls", "show", "--database", "--version"))
+    named = [", ".join(command.names) for command in COMMANDS]
+    assert {"demo", "worker", "list, ls", "watch", "rm"} < set(named)
+    assert all(f"\n  {name} " in done.stdout for name in [*named, "--database", "--version"])
+    for code in ("7 time-out", "130 interrupted"):
+        assert code in done.stdout
 
 
-@pytest.mark.parametrize("command", ["demo", "list", "ls", "show"])
+@pytest.mark.parametrize("command", [name for command in COMMANDS for name in command.names])
 def test_each_command_explains_itself(jobkit, command):
     """--help after a command lists its options, and does nothing else."""
     done = jobkit(command, "--help")
@@ -59,7 +65,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(jobkit, arguments, hint):
     assert "--help" in done.stderr
 
 
-@pytest.mark.parametrize("command", [("list",), ("show", "0199")])
+@pytest.mark.parametrize("command", [("list",), ("show", "0199"), ("watch", "0199"), ("cancel", "0199")])
 @pytest.mark.parametrize("given", [(), ("--database", "nowhere.db"), ("--database", "sqlite:///nowhere.db")])
 def test_looking_makes_no_database(jobkit, tmp_path, command, given):
     """A command that reads never leaves a database behind: a mistyped path is told, with exit code 3."""

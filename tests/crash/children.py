@@ -4,12 +4,10 @@ Run as a script, this is a nursery: it imports jobkit once, then forks a new pro
 so that a thousand deaths cost no more than a thousand forks. It starts no thread and opens no database itself, so a
 fork of it is as fresh as a new interpreter. Its language is JSON, a line each way: `{"plan": {...}}` is answered by
 `{"pid": 123}`, and `{"wait": 123, "within_s": 5}` by `{"status": -9}`, or by null if it still runs then. A child is not
-reaped until it has been asked for, so its number can't be another's. With `--plan JSON` there is no nursery: one plan
-is carried out in this very process.
+reaped until it has been asked for, so its number can't be another's; `{"stopped": 123, "within_s": 5}` waits until it
+has been stopped. With `--plan JSON` there is no nursery: one plan is carried out in this very process.
 
-What happens is written outside the database: handlers write to `effects.log`, dispatchers to `client.log`, each line
-with one `os.write` to a file opened with O_APPEND, so that a line is whole or missing and lines stand in the order in
-which things happened, over all processes. What jobkit has promised by returning is written after it has returned.
+What happens is written outside the database; see `record.py`.
 """
 
 from __future__ import annotations
@@ -27,63 +25,47 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
 
-from jobkit import BlockingJobContext, Job, JobContext, JobManager, Settings, job, state
-from jobkit.runtime.clock import SystemThreads
+from jobkit import BlockingJobContext, IllegalTransition, Job, JobContext, JobManager, Settings, job, state
+from jobkit.points import arm
+from jobkit.runtime import node, reports
+from jobkit.runtime.clock import SystemClock, SystemThreads
+from jobkit.store import dialects
+from jobkit.store.sqlstore import SqlStore
 from jobkit.testing import kill_at
-from tests.crash.plans import Order, Plan
+from tests.crash.plans import Ask, Order, Plan
+from tests.crash.record import client, effects, place
 
 if TYPE_CHECKING:
-    from jobkit.interfaces import ThreadSignal
+    from collections.abc import Awaitable
+
+    from jobkit.interfaces import Attempt, Outcome, ThreadSignal
     from jobkit.lifecycle import Transition
+
+sys.modules.setdefault(
+    "tests.crash.children", sys.modules[__name__]
+)  # to those who import it, the script is the module
 
 PATIENCE_S = 60.0
 """After how long anything here gives up; nothing takes nearly as long unless it is broken."""
 
 HOUR_S = 3600.0
 
+LOOK_S = 0.001
+"""How often is looked for what no event tells of."""
 
-# ── logs ──
-
-
-class Log:
-    """Lines that outlive the process."""
-
-    def __init__(self, path: Path, pipe: int | None, weight: int) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        self._pipe, self._told = pipe, b"." * weight
-
-    def __call__(self, what: str, **facts: object) -> None:
-        """Write a line."""
-        os.write(self._file, json.dumps({"what": what, **facts}).encode() + b"\n")
-        if self._pipe is not None:
-            try:
-                os.write(self._pipe, self._told)
-            except BrokenPipeError:  # nobody listens any more
-                self._pipe = None
-
-
-def _open(pipe: str) -> int | None:
-    """Open a pipe for writing; None if nobody listens."""
-    try:
-        opened = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-    except OSError:
-        return None
-    os.set_blocking(opened, True)
-    return opened
-
-
-folder: Path
-effects: Log
-client: Log
 lingering = threading.Event()
 overtaken = threading.Event()
+blocked = threading.Event()
+at_gate: list[str] = []
+managers: list[JobManager] = []
 
 
 # ── handlers ──
@@ -128,6 +110,12 @@ class Counting(Job[list[int]]):
         lingering.set()
         return not (self.trap == "stall" and overtaken.is_set())
 
+    def _waits(self, ctx: Any) -> bool:
+        waits = self.trap == "gate" and ctx.attempt == 1 and self.done == 2
+        if waits:
+            at_gate.append(self.nonce)
+        return waits
+
     def _end(self, ctx: Any) -> list[int]:
         effects("end", job=str(ctx.id), attempt=ctx.attempt)
         return self.trail
@@ -147,6 +135,8 @@ class Count(Counting):
             self._step(ctx)
             await ctx.checkpoint()
             self._saved(ctx)
+            if self._waits(ctx):
+                await anyio.to_thread.run_sync(place.pass_gate, abandon_on_cancel=True)
             while self._lingers(ctx):
                 await ctx.check_interrupt()
         return self._end(ctx)
@@ -162,6 +152,8 @@ class CountInThread(Counting):
             self._step(ctx)
             ctx.checkpoint()
             self._saved(ctx)
+            if self._waits(ctx):
+                place.pass_gate()
             while self._lingers(ctx):
                 ctx.check_interrupt()
         return self._end(ctx)
@@ -176,7 +168,7 @@ def _segfault() -> None:
 
 def _orphans() -> None:
     """Be killed, and leave two processes behind, a program and a fork, which end when `orphans` is written."""
-    left = folder / "orphans"
+    left = place.folder / "orphans"
     program = subprocess.Popen(["cat", left])
     readable, writable = os.pipe()
     with warnings.catch_warnings():
@@ -191,9 +183,19 @@ def _orphans() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _block() -> None:
+    """Block the event loop for as long as the gate is shut."""
+    blocked.set()
+    place.pass_gate()
+
+
 TRAPS: dict[str, Callable[[], object]] = {
     "linger": lambda: None,  # until it is stopped
     "stall": lambda: None,  # until another attempt has begun beside it
+    "gate": lambda: None,  # until the gate is open
+    "block": _block,
+    "beside": partial(blocked.wait, PATIENCE_S),  # until the loop is blocked, as a thread can see
+    "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "os._exit": partial(os._exit, 7),
     "sys.exit": partial(sys.exit, 7),
     "os.abort": os.abort,
@@ -203,7 +205,7 @@ TRAPS: dict[str, Callable[[], object]] = {
 """What a handler does in its first attempt, once its second checkpoint is acknowledged."""
 
 
-# ── dispatchers ──
+# ── clients ──
 
 
 async def _dispatch(manager: JobManager, order: Order) -> Any:
@@ -215,6 +217,18 @@ async def _dispatch(manager: JobManager, order: Order) -> Any:
     handle = await manager.dispatch(made, key=key)
     client("dispatched", nonce=order["nonce"], key=key, job=str(handle.id))
     return handle
+
+
+async def _ask(manager: JobManager, ask: Ask) -> None:
+    """Ask something of a job, and note what was answered."""
+    client("ask", **ask)
+    options = {"across_restarts": True} if ask.get("across") else {}
+    try:
+        outcome = str(await getattr(manager, ask["request"])(ask["job"], **options))
+    except IllegalTransition:
+        outcome = "refused"
+    told = manager._store.events(ask["job"], None, None, sys.maxsize)  # at least up to this request's own event
+    client("told", **ask, outcome=outcome, seq=len(told))
 
 
 async def _stream(manager: JobManager, number: int, seed: int) -> None:
@@ -245,6 +259,28 @@ class Eager(SystemThreads):
         return signal.wait(0.02 if seconds > HOUR_S / 4 else seconds)
 
 
+def _held_up(kind: str) -> None:
+    """Wait before the first transaction with a write of this kind, as a slow process would: see `Arena.held_up`."""
+    honest, waits = SqlStore._apply, True
+
+    def apply(self: SqlStore, batch: Any, points: set[str], how: Any) -> list[Any]:
+        nonlocal waits
+        if waits and kind in points:
+            waits = False
+            (place.folder / "here").write_bytes(b".")
+            (place.folder / "go").read_bytes()
+        return honest(self, batch, points, how)
+
+    SqlStore._apply = apply  # type: ignore[method-assign]
+
+
+def _set_clock(ahead_s: float) -> None:
+    """Have this process's own clock go wrong: all of it that jobkit ever looks at."""
+    right = time.time_ns
+    time.time_ns = lambda: right() + int(ahead_s * 1e9)
+    SystemClock.wall = lambda self: datetime.now(UTC) + timedelta(seconds=ahead_s)  # type: ignore[method-assign]  # noqa: ARG005
+
+
 def _finished(transition: Transition) -> None:
     """Observe: note each end that was committed."""
     after = transition.after
@@ -252,25 +288,74 @@ def _finished(transition: Transition) -> None:
         effects("finished", job=after.id, attempt=after.attempt, status=str(after.status))
 
 
+async def _left(attempt: Attempt, call_next: Callable[[], Awaitable[Outcome]]) -> Outcome:
+    """Wrap each attempt: note that its handler is over, whichever way; a death alone leaves no line."""
+    how = "forced"
+    try:
+        outcome = await call_next()
+        how = type(outcome).__name__
+        return outcome
+    finally:
+        effects("left", job=str(attempt.job_id), attempt=attempt.attempt, how=how)
+
+
+def _stop_at(point: str, nth: int, waiting: int, behind: int) -> None:
+    """Have this process stop itself, all its threads, when it comes to a crash point."""
+    seen = 0
+
+    def pending() -> int:
+        return sum(entry.reply is not None for entry in tuple(managers[0]._writer._pending))
+
+    def reached(name: str) -> None:
+        nonlocal seen
+        seen += name == point and len(at_gate) >= waiting
+        if name != point or seen != nth:
+            return
+        if behind:
+            client("holding")
+            until, look = time.monotonic() + PATIENCE_S, threading.Event()
+            while pending() < behind and time.monotonic() < until:
+                look.wait(LOOK_S)
+        # to this thread: sent to the process it would take effect when another one gets round to it
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+
+    arm(reached)
+
+
 async def _live(plan: Plan) -> None:
     """Do what the plan says, and stop in good order."""
-    # The lease holds for an hour: only the proof by the lock lets somebody else have this life's jobs in time.
     settings = Settings(
-        lease_s=HOUR_S,
+        lease_s=plan.get("lease_s", HOUR_S),
         sweep_s=plan.get("sweep_s", 5.0),
-        grace_s=PATIENCE_S,
+        grace_s=plan.get("grace_s", PATIENCE_S),
         durability="full" if plan.get("full") else "normal",
     )
-    make = partial(JobManager, folder / "jobs.db", settings=settings, concurrency=plan.get("concurrency", 100))
-    if orders := plan.get("dispatch"):
+    make = partial(
+        JobManager,
+        place.folder / "jobs.db",
+        settings=settings,
+        concurrency=plan.get("concurrency", 100),
+        observers=[_finished],
+        middleware=[_left],
+    )
+    if "dispatch" in plan or "ask" in plan:
         async with make(work=False) as manager:
-            for order in orders:
+            for order in plan.get("dispatch", []):
                 await _dispatch(manager, order)
+            for ask in plan.get("ask", []):
+                await _ask(manager, ask)
     if not plan.get("work", True):
         return
     threads = Eager() if plan.get("eager") else SystemThreads()
+    if plan.get("eager"):
+        reports.REPORT_EVERY_S = 0.0  # type: ignore[misc]
     with anyio.open_signal_receiver(signal.SIGTERM) as told:
-        async with make(observers=[_finished], threads=threads) as manager, anyio.create_task_group() as group:
+        async with AsyncExitStack() as stack:
+            if plan.get("beside"):
+                await stack.enter_async_context(make())
+            manager = await stack.enter_async_context(make(threads=threads))
+            managers.append(manager)
+            group = await stack.enter_async_context(anyio.create_task_group())
             for number in range(plan.get("streams", 0)):
                 group.start_soon(_stream, manager, number, plan.get("seed", 0))
             match plan.get("until", "idle"):
@@ -280,22 +365,32 @@ async def _live(plan: Plan) -> None:
                     await anyio.to_thread.run_sync(lingering.wait)
                 case "overtaken":
                     await anyio.to_thread.run_sync(lingering.wait)
-                    async with make(observers=[_finished]) as second:
+                    async with make() as second:
                         await second.run_until_idle(PATIENCE_S)
                         await manager.run_until_idle(PATIENCE_S)
                 case "told":
                     await anext(told)
+                    if plan.get("beside"):
+                        await manager.stop()
+                        client("stopped")
+                        await anext(told)
             group.cancel_scope.cancel()
 
 
 def carry_out(plan: Plan) -> None:
     """Live as planned."""
-    global folder, effects, client  # noqa: PLW0603  one of each in a process
-    folder = Path(plan["folder"])
-    pipe = _open(plan["pipe"]) if "pipe" in plan else None
-    effects = Log(folder / "effects.log", pipe, plan.get("weight", 1))
-    client = Log(folder / "client.log", pipe, plan.get("weight", 1))
+    import tests.crash.hostile  # noqa: F401  more kinds of jobs, which need those here
+
+    place.begin(Path(plan["folder"]), plan.get("pipe"), plan.get("weight", 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if "upkeep" in plan:
+        dialects.WAL_CHECKPOINT_ROWS, dialects.WAL_TRUNCATE_BYTES = plan["upkeep"]  # type: ignore[misc]
+    if "boot" in plan:
+        dialects.boot_id = node.boot_id = lambda: plan["boot"]  # type: ignore[attr-defined]
+    if "held_up" in plan:
+        _held_up(plan["held_up"])
+    if "ahead_s" in plan:
+        _set_clock(plan["ahead_s"])
     if "fault" in plan:
         from tests.crash.faults import FAULTS
 
@@ -303,6 +398,9 @@ def carry_out(plan: Plan) -> None:
     if "kill" in plan:
         point, nth = plan["kill"]
         kill_at(point, nth=nth)
+    if "stop" in plan:
+        point, nth = plan["stop"]
+        _stop_at(point, nth, plan.get("waiting", 0), plan.get("behind", 0))
     anyio.run(_live, plan, backend=plan.get("backend", "asyncio"))
 
 
@@ -354,12 +452,26 @@ def _wait(pid: int, within_s: float, deaths: int) -> int | None:
         os.read(deaths, 4096)
 
 
+def _stopped(pid: int, within_s: float, deaths: int) -> bool | None:
+    """Wait until a child is stopped; answer False if it has ended instead."""
+    until = time.monotonic() + within_s
+    while True:
+        found = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if found is not None:
+            return found.si_code == os.CLD_STOPPED and os.waitid(os.P_PID, pid, os.WSTOPPED) is not None
+        if not select.select([deaths], [], [], max(0.0, until - time.monotonic()))[0]:
+            return None
+        os.read(deaths, 4096)
+
+
 async def _nothing() -> None:
     """Have an event loop loaded, for all forks to come."""
 
 
 def serve() -> None:
     """Fork and wait, as told."""
+    import tests.crash.hostile  # noqa: F401  loaded for all forks to come
+
     for backend in ("asyncio", "trio"):
         anyio.run(_nothing, backend=backend)
     with _deaths() as deaths:
@@ -370,6 +482,8 @@ def serve() -> None:
                 if pid == 0:
                     _born(told["plan"])
                 answer: dict[str, Any] = {"pid": pid}
+            elif "stopped" in told:
+                answer = {"stopped": _stopped(told["stopped"], told["within_s"], deaths)}
             else:
                 answer = {"status": _wait(told["wait"], told["within_s"], deaths)}
             sys.stdout.write(json.dumps(answer) + "\n")

@@ -19,6 +19,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgpack  # type: ignore[import-untyped]
+
 Line = dict[str, Any]
 
 TERMINAL = {"completed", "failed", "cancelled", "timed_out", "lost"}
@@ -34,6 +36,8 @@ class History(NamedTuple):
         events: The stored events, by job, in the order in which they were committed.
         lives: The stored lives.
         damage: What the database says of its own integrity.
+        damaged: What was done to single jobs from outside, by job: at which attempt, and what must become of them.
+        living: The processes that were alive after the database had been read.
     """
 
     effects: list[Line]
@@ -42,6 +46,8 @@ class History(NamedTuple):
     events: dict[str, list[Line]]
     lives: list[Line]
     damage: list[str]
+    damaged: dict[str, Line]
+    living: set[int]
 
 
 def read(folder: Path, database: Path | None = None) -> History:
@@ -54,6 +60,7 @@ def read(folder: Path, database: Path | None = None) -> History:
     """
     with closing(sqlite3.connect(database or folder / "jobs.db")) as connection:
         connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA synchronous=OFF")  # tidying up, too, is done on a copy
         has_tables = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'jobs'").fetchone()
 
         def rows(query: str) -> list[Line]:
@@ -71,6 +78,8 @@ def read(folder: Path, database: Path | None = None) -> History:
             events=events,
             lives=rows("SELECT * FROM lives"),
             damage=damage,
+            damaged={line["job"]: line for line in lines(folder / "damage.log")},
+            living=set(),
         )
 
 
@@ -93,6 +102,8 @@ def judge(history: History, *, at_rest: bool = True, overlap: bool = False) -> l
     """
     found = [breach for predicate in ALWAYS for breach in predicate(history)]
     found += checkpoints_kept(history, overlap=overlap)
+    if not overlap:
+        found += living_spared(history)
     if at_rest:
         found += [breach for predicate in AT_REST for breach in predicate(history)]
     return found
@@ -118,6 +129,16 @@ def dispatches_kept(history: History) -> Iterator[str]:
     for nonce, times in stored.items():
         if times > intents[nonce]:
             yield f"G1: {nonce} was dispatched {intents[nonce]} times, and is stored {times} times"
+
+
+def refused_stays_away(history: History) -> Iterator[str]:
+    """G20: a dispatch that was refused is not stored, now or later."""
+    intents = Counter(line["nonce"] for line in history.client if line["what"] == "intent")
+    refused = Counter(line["nonce"] for line in history.client if line["what"] == "refused")
+    stored = Counter(json.loads(row["params"])["nonce"] for row in history.jobs.values())
+    for nonce, times in refused.items():
+        if stored[nonce] > intents[nonce] - times:
+            yield f"G20: {nonce} was refused {times} of {intents[nonce]} times, and is stored {stored[nonce]} times"
 
 
 def one_job_a_key(history: History) -> Iterator[str]:
@@ -155,16 +176,19 @@ def _one_jobs_checkpoints(  # noqa: PLR0912  one story, told from its beginning 
     for line in happened:
         attempt, what = line["attempt"], line["what"]
         if what == "begin":
-            if attempt <= newest:
+            late = attempt < newest and overlap  # claimed before, begun after: what it does can't count
+            if attempt <= newest and not late:
                 yield f"G4: {job}: attempt {attempt} began after attempt {newest}"
-            if line["at"] < saved:
+            if line["at"] < saved and not late:
                 yield f"G3: {job}: attempt {attempt} began at step {line['at']}, but step {saved} was acknowledged"
             if line["at"] not in done:
                 yield f"G3: {job}: attempt {attempt} began at step {line['at']}, which nobody had done"
             if not line["whole"]:
                 yield f"G3: {job}: attempt {attempt} began with a state that was put together of several"
-            newest, began, at[attempt] = max(newest, attempt), line["at"], line["at"]
-        elif what != "finished":
+            at[attempt] = line["at"]
+            if not late:
+                newest, began = attempt, line["at"]
+        elif what not in {"finished", "left"}:
             if attempt not in at:
                 yield f"G4: {job}: attempt {attempt} did something ({what}) and never began"
             if attempt < newest and not overlap:
@@ -246,6 +270,163 @@ def saved_is_stored(history: History) -> Iterator[str]:
             yield f"G4: {job}: attempt {attempts[job]} has run, and the row says {row['attempt']}"
 
 
+def states_whole(history: History) -> Iterator[str]:
+    """G3, G17: a stored state is one that was saved, and none older than the acknowledged."""
+    saved: dict[str, int] = defaultdict(int)
+    for line in history.effects:
+        if line["what"] == "saved":
+            saved[line["job"]] = max(saved[line["job"]], line["step"])
+    for job, row in history.jobs.items():
+        if job in history.damaged:
+            continue  # see `damage_contained`
+        state: Line = {"done": 0, "trail": [], "pad": b""}
+        owner = job
+        if row["state"] is not None:
+            try:
+                _, owner, _, _, _, state, _ = msgpack.unpackb(row["state"])
+            except ValueError as error:
+                yield f"G17: {job}: its stored state can't be read: {error}"
+                continue
+        done, pad = state["done"], bytes([state["done"] % 256]) * json.loads(row["params"])["size"]
+        if (owner, len(state["trail"]), state["pad"]) != (job, done, pad if done else b""):
+            yield f"G3: {job}: its stored state, of step {done}, is put together of several"
+        if done < saved[job]:
+            yield f"G3: {job}: step {saved[job]} was acknowledged, and the stored state is of step {done}"
+
+
+# ── what people asked, and who was to blame ──
+
+
+def _told(history: History, request: str) -> Iterator[Line]:
+    """The requests of a kind that were accepted."""
+    for line in history.client:
+        if line["what"] == "told" and line["request"] == request and line["outcome"] == "accepted":
+            yield line
+
+
+def _went_on(history: History, told: Line, *, begun_before: bool) -> Iterator[Line]:
+    """Checkpoints that a handler came to after something was asked of its job, and that did not stop it.
+
+    Args:
+        history: What happened.
+        told: The request; it was noted after it was accepted.
+        begun_before: Whether only attempts count that had begun before that.
+    """
+    lines = [line for line in history.effects if line["job"] == told["job"]]
+    begun = {line["attempt"]: line["t"] for line in lines if line["what"] == "begin"}
+    steps = {(line["attempt"], line["step"]): line["t"] for line in lines if line["what"] == "step"}
+    for line in lines:
+        counts = not begun_before or begun[line["attempt"]] < told["t"]
+        if counts and line["what"] == "saved" and steps[line["attempt"], line["step"]] > told["t"]:
+            yield line
+
+
+def cancels_kept(history: History) -> Iterator[str]:
+    """G7: after a cancel was accepted its job does not go on beyond its next checkpoint, and ends in no other way."""
+    for told in _told(history, "cancel"):
+        job, status = told["job"], history.jobs[told["job"]]["status"]
+        if status in TERMINAL - {"cancelled"}:
+            yield f"G7: {job}: its cancel was accepted, and it is {status}"
+        for line in _went_on(history, told, begun_before=False):
+            yield f"G7: {job}: attempt {line['attempt']} saved step {line['step']} and went on after an accepted cancel"
+
+
+def pauses_kept(history: History) -> Iterator[str]:
+    """G8: a pause that was accepted is stored and heard of; no start follows it unless it was taken back.
+
+    A job that ends before it sees its pause keeps its own end. A start of a manager may take back a pause, unless that
+    is one across restarts: then only a person may.
+    """
+    for told in _told(history, "pause"):
+        job = told["job"]
+        events = history.events[job]
+        if not any(event["type"] in {"pause_requested", "paused"} for event in events[: told["seq"]]):
+            yield f"G8: {job}: its pause was accepted, and none of its events tells of it"
+        if any(line["job"] == job and line["request"] == "resume" for line in history.client if line["what"] == "ask"):
+            continue
+        for line in _went_on(history, told, begun_before=True):
+            yield f"G8: {job}: attempt {line['attempt']} saved step {line['step']} and went on after an accepted pause"
+        if told.get("across") and any(event["type"] == "resumed" for event in events[told["seq"] :]):
+            yield f"G8: {job}: nobody resumed it, and it did not stay paused"
+    for job, events in history.events.items():
+        paused = False
+        for event in events:
+            if event["type"] == "started" and paused:
+                yield f"G8: {job}: it was started (event {event['seq']}) though a pause had not been taken back"
+            paused = (paused or event["type"] in {"pause_requested", "paused"}) and event["type"] not in _TAKES_BACK
+
+
+_TAKES_BACK = {"resumed", "released"}
+
+STRIKES = 3
+
+AMONG_OTHERS = 1 + STRIKES
+"""Deaths in a row without a checkpoint after which a job does not run again, whatever ran beside it: at the first one
+nobody may be to blame, but it makes a suspect, and at each further one the job was the only suspect."""
+
+
+def _deaths(attempts: int, lines: list[Line], excused: set[int]) -> Iterator[tuple[int, int]]:
+    """For each attempt, and the one to come, how many deaths in a row without a checkpoint were before it.
+
+    Args:
+        attempts: How many attempts a job has had.
+        lines: What its handlers did. A handler that died has not left.
+        excused: The processes whose deaths were no crashes.
+    """
+    left = {line["attempt"]: line["how"] for line in lines if line["what"] == "left"}
+    begun = {line["attempt"]: line for line in lines if line["what"] == "begin"}
+    saved = {line["attempt"] for line in lines if line["what"] == "saved"}
+    saved |= {one for one, later in pairwise(sorted(begun)) if begun[later]["at"] > begun[one]["at"]}
+    deaths = 0
+    for attempt in range(1, attempts + 1):
+        yield attempt, deaths
+        if attempt in saved or left.get(attempt) in {"Completed", "Failed", "Interrupted"}:
+            deaths = 0
+        if attempt not in left and begun.get(attempt, {}).get("pid") not in excused:
+            deaths += 1
+    yield attempts + 1, deaths
+
+
+def poison_contained(history: History) -> Iterator[str]:
+    """G9: who ends its process again and again is held in time, and nobody else is.
+
+    Who was told to stop, or whose machine was started again, may be killed without having crashed.
+    """
+    excused = {line["pid"] for line in history.client if line["what"] in {"terminated", "rebooted"}}
+    released = {line["job"] for line in history.client if line["what"] == "ask" and line["request"] == "release"}
+    lines: dict[str, list[Line]] = defaultdict(list)
+    for line in history.effects:
+        lines[line["job"]].append(line)
+    for job in history.jobs.keys() - released:
+        *attempts, (_, deaths) = _deaths(history.jobs[job]["attempt"], lines[job], excused)
+        for attempt, before in attempts:
+            if before >= AMONG_OTHERS:
+                yield f"G9: {job}: attempt {attempt} began after {before} deaths in a row without a checkpoint"
+        if history.jobs[job]["reason"] == "crash_loop" and deaths < STRIKES:
+            yield f"G9: {job}: it is held as a crash loop after {deaths} deaths in a row without a checkpoint"
+
+
+def damage_contained(history: History) -> Iterator[str]:
+    """G10, G17: what was damaged never reaches user code, and its bytes are kept."""
+    for line in history.effects:
+        damaged = history.damaged.get(line["job"])
+        by_handler = line["what"] not in {"left", "finished"}  # which tell of an attempt from outside it
+        if damaged is not None and by_handler and line["attempt"] > damaged["attempt"]:
+            since = f"was damaged after attempt {damaged['attempt']}"
+            yield f"G17: {line['job']}: attempt {line['attempt']} did something ({line['what']}) with what {since}"
+    for job, damaged in history.damaged.items():
+        row = history.jobs.get(job)
+        if row is None or (row["state"] or b"") != bytes.fromhex(damaged["state"]):
+            yield f"G10: {job}: the bytes of its damaged state were not kept"
+
+
+def living_spared(history: History) -> Iterator[str]:
+    """G14: nobody is taken for dead who is alive, whatever the clocks say."""
+    for life in history.lives:
+        if life["pid"] in history.living and life["ended_how"] not in {None, "left"}:
+            yield f"G14: the life {life['id']} was noted as {life['ended_how']}, and process {life['pid']} is alive"
+
+
 def undamaged(history: History) -> Iterator[str]:
     """The database is whole."""
     for damage in history.damage:
@@ -256,13 +437,32 @@ def undamaged(history: History) -> Iterator[str]:
 
 
 def all_completed(history: History) -> Iterator[str]:
-    """G1, G6: every job that is stored has been completed, also those whose dispatch was never acknowledged."""
+    """G1, G6: every job that is stored has been completed, also those whose dispatch was never acknowledged.
+
+    Others may rest where somebody asked them to, accepted or not, and poison where it is held.
+    """
+    asked = {(line["job"], line["request"]) for line in history.client if line["what"] == "ask"}
     for job, row in history.jobs.items():
-        if row["status"] != "completed":
+        if job in history.damaged:
+            continue  # see `damaged_set_aside`
+        rests = row["reason"] == "crash_loop" or (job, _ASKED_FOR.get(row["status"])) in asked
+        if row["status"] != "completed" and not rests:
             yield f"G6: {job} is {row['status']} ({row['reason'] or row['error_message'] or 'no reason given'})"
         if row["life"] is not None or row["rank"] is not None or row["wanted"] is not None:
             held = {name: row[name] for name in ("life", "rank", "wanted") if row[name] is not None}
             yield f"G6: {job} is {row['status']}, and still has {held}"
+
+
+_ASKED_FOR = {"cancelled": "cancel", "paused": "pause"}
+
+
+def damaged_set_aside(history: History) -> Iterator[str]:
+    """G10: a damaged job is where it does no harm."""
+    for job, damaged in history.damaged.items():
+        row = history.jobs.get(job)
+        if row is not None and (row["status"], row["reason"]) != (damaged["status"], damaged["reason"]):
+            due = f"it was damaged, so that it had to become {damaged['status']} ({damaged['reason']})"
+            yield f"G10: {job} is {row['status']} ({row['reason']}): {due}"
 
 
 def results_right(history: History) -> Iterator[str]:
@@ -295,5 +495,8 @@ def all_over(history: History) -> Iterator[str]:
             yield f"G6: the life {life['id']} of process {life['pid']} is not noted as over"
 
 
-ALWAYS = (dispatches_kept, one_job_a_key, finished_stays, events_in_order, saved_is_stored, undamaged)
-AT_REST = (all_completed, results_right, all_over)
+ALWAYS = (
+    dispatches_kept, refused_stays_away, one_job_a_key, finished_stays, events_in_order, saved_is_stored, states_whole,
+    damage_contained, undamaged, cancels_kept, pauses_kept, poison_contained,
+)  # fmt: skip
+AT_REST = (all_completed, damaged_set_aside, results_right, all_over)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import msgpack  # type: ignore[import-untyped]
 import pytest
 
 from tests.crash.harness import Arena
@@ -74,6 +75,14 @@ PLANTED: dict[str, tuple[list[Plan], Breaches]] = {
         [Plan(dispatch=ONE)],
         [("G11", "2 events are stored, and the row says 3"), ("G11", "its last event says running")],
     ),
+    "events_apart": (
+        [
+            Plan(dispatch=ONE, kill=("claim.after_commit", 1)),
+            Plan(kill=("finish.after_commit", 1)),
+            Plan(),
+        ],
+        [("G11", "its events are numbered [1, 3, 4]"), ("G11", "its last event says running, its row completed")],
+    ),
 }
 """For each planted bug: what the processes do (all but the last may die), and what must be found."""
 
@@ -123,6 +132,12 @@ def _event(seq: int, kind: str, status: str, job: str = A) -> Line:
     return {"job_id": job, "seq": seq, "type": kind, "status": status}
 
 
+def _state(done: int, trail: list[int], job: str = A, pad: bytes = b"") -> bytes:
+    """A state as it is stored; any reader of MessagePack can open it."""
+    packed: bytes = msgpack.packb([1, job, 1, 0, b"", {"done": done, "trail": trail, "pad": pad}, {}])
+    return packed
+
+
 def _good() -> History:
     """A job of three steps that was killed after its second checkpoint, and went on."""
     effects = [
@@ -144,9 +159,9 @@ def _good() -> History:
         {"what": "result", "nonce": "n", "job": A, "result": [1, 1, 2]},
     ]
     row = {
-        "id": A, "name": "Count", "key": "k", "params": json.dumps({"nonce": "n", "steps": 3, "trap": ""}),
+        "id": A, "name": "Count", "key": "k", "params": json.dumps({"nonce": "n", "steps": 3, "size": 0, "trap": ""}),
         "status": "completed", "reason": None, "wanted": None, "rank": None, "life": None, "attempt": 2, "event_seq": 5,
-        "checkpoint_seq": 3, "output": "[1,1,2]", "error_message": None,
+        "checkpoint_seq": 3, "output": "[1,1,2]", "error_message": None, "state": _state(3, [1, 1, 2]),
     }  # fmt: skip
     events = [
         _event(1, "created", "queued"),
@@ -155,14 +170,22 @@ def _good() -> History:
         _event(4, "started", "running"),
         _event(5, "completed", "completed"),
     ]
-    lives: list[Line] = [{"id": "l", "pid": 1, "ended_at": "2030-01-01T00:00:00Z"}]
-    return History(effects, client, {A: row}, {A: events}, lives, [])
+    lives: list[Line] = [{"id": "l", "pid": 1, "ended_at": "2030-01-01T00:00:00Z", "ended_how": "left"}]
+    return History(effects, client, {A: row}, {A: events}, lives, [], {}, {1})
+
+
+def _damaged(**facts: Any) -> dict[str, Line]:
+    return {A: {"attempt": 2, "state": _state(3, [1, 1, 2]).hex(), "status": "completed", "reason": None, **facts}}
 
 
 Spoil = Callable[[History], object]
 
 BREACHES: dict[str, tuple[Spoil, str]] = {
     "a dispatch is lost": (lambda h: h.jobs.clear(), "G1: the acknowledged dispatch of n as a is lost"),
+    "a refused dispatch is stored": (
+        lambda h: h.client.append({"what": "refused", "nonce": "n"}),
+        "G20: n was refused 1 of 1 times, and is stored 1 times",
+    ),
     "a job that nobody dispatched": (lambda h: h.client.clear(), "G1: n was dispatched 0 times, and is stored 1 times"),
     "a job stored twice": (
         lambda h: h.jobs.update(b={**h.jobs[A], "id": "b", "key": None}),
@@ -173,7 +196,7 @@ BREACHES: dict[str, tuple[Spoil, str]] = {
         "G1: b has run (begin), but is not stored",
     ),
     "a job with another's parameters": (
-        lambda h: h.jobs[A].update(params=json.dumps({"nonce": "m", "steps": 3, "trap": ""})),
+        lambda h: h.jobs[A].update(params=json.dumps({"nonce": "m", "steps": 3, "size": 0, "trap": ""})),
         "G1: a is stored with other parameters than n was dispatched with",
     ),
     "two jobs for a key": (
@@ -269,9 +292,49 @@ BREACHES: dict[str, tuple[Spoil, str]] = {
         lambda h: h.jobs[A].update(checkpoint_seq=2),
         "G3: a: step 3 was acknowledged, and 2 checkpoints are stored",
     ),
+    "a state older than acknowledged": (
+        lambda h: h.jobs[A].update(state=_state(2, [1, 1])),
+        "G3: a: step 3 was acknowledged, and the stored state is of step 2",
+    ),
+    "no state, though one was acknowledged": (
+        lambda h: h.jobs[A].update(state=None),
+        "G3: a: step 3 was acknowledged, and the stored state is of step 0",
+    ),
+    "a state of two": (
+        lambda h: h.jobs[A].update(state=_state(3, [1, 1])),
+        "G3: a: its stored state, of step 3, is put together of several",
+    ),
+    "a state with another's bytes": (
+        lambda h: h.jobs[A].update(state=_state(3, [1, 1, 2], pad=b"\2")),
+        "G3: a: its stored state, of step 3, is put together of several",
+    ),
+    "another job's state": (
+        lambda h: h.jobs[A].update(state=_state(3, [1, 1, 2], job="b")),
+        "G3: a: its stored state, of step 3, is put together of several",
+    ),
+    "a torn state": (
+        lambda h: h.jobs[A].update(state=_state(3, [1, 1, 2])[:-4]),
+        "G17: a: its stored state can't be read: Unpack failed: incomplete input",
+    ),
     "fewer attempts than have run": (
         lambda h: h.jobs[A].update(attempt=1),
         "G4: a: attempt 2 has run, and the row says 1",
+    ),
+    "what was damaged has run": (
+        lambda h: h.damaged.update(_damaged(attempt=1)),
+        "G17: a: attempt 2 did something (begin) with what was damaged after attempt 1",
+    ),
+    "what was damaged was overwritten": (
+        lambda h: h.damaged.update(_damaged(state="00")),
+        "G10: a: the bytes of its damaged state were not kept",
+    ),
+    "what was damaged was not set aside": (
+        lambda h: h.damaged.update(_damaged(status="held", reason="corrupt_state")),
+        "G10: a is completed (None): it was damaged, so that it had to become held (corrupt_state)",
+    ),
+    "taken for dead alive": (
+        lambda h: h.lives[0].update(ended_how="expired"),
+        "G14: the life l was noted as expired, and process 1 is alive",
     ),
     "damage": (lambda h: h.damage.append("row 1 missing"), "the database is damaged: row 1 missing"),
     "not done": (lambda h: h.jobs[A].update(status="paused", reason="user"), "G6: a is paused (user)"),

@@ -81,6 +81,15 @@ def test_blocking(example):
     assert lines[-1].endswith("… after 20 checkpoints, progress seen: True")
 
 
+def test_in_a_sync_program(example):
+    """Threads of a program without async dispatch and wait, each for its own answer; progress is a plain loop."""
+    code, lines = example("in_a_sync_program.py")
+    assert code == 0
+    assert lines == [
+        "Ada: 20 words", "Grace Hopper: 30 words", "Linus: 20 words", "20 of 20 pages, 60 words", "4 jobs are done",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_is_one_short_page(path):
     """An example fits on a page, explains itself, is run by a test, and uses nothing of jobkit but its public names."""

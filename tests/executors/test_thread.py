@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
 from jobkit import BlockingJobContext, Job, Registry, job, state
 from jobkit.executors.thread import ThreadExecutor
@@ -47,6 +48,24 @@ def run(registry, tmp_path):
         return outcome, link
 
     return play
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+async def test_a_sync_handler_may_run_a_loop_of_its_own(registry, run, backend):
+    """A sync handler's thread runs no loop as far as anybody can tell, so the handler may run one there."""
+
+    async def inner() -> int:
+        await checkpoint()
+        return 7
+
+    @job(registry=registry)
+    class Runs(Job[int]):
+        def run(self, ctx: BlockingJobContext) -> int:
+            return anyio.run(inner, backend=backend)
+
+    outcome, _ = await run(Runs())
+    assert isinstance(outcome, Completed), outcome
 
 
 @pytest.mark.anyio

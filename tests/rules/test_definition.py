@@ -29,6 +29,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    Secret,
     SecretStr,
     ValidationError,
     field_validator,
@@ -608,6 +609,7 @@ class Login(Job):
     password: SecretStr = Field(min_length=3)
     keys: dict[str, list[SecretStr]] = Field(default_factory=dict)
     pin: str = Field(default="0000", json_schema_extra={"writeOnly": True})
+    code: Secret[str] | None = None
 
     @field_validator("password", mode="before")
     @classmethod
@@ -633,6 +635,7 @@ def test_secrets_are_never_echoed():
         {"user": "u", "password": "s3cr3t"},
         {"user": "u", "password": "xy", "pin": ["hunter2"]},
         {"user": "root", "password": "s3cr3t", "pin": "hunter2", "keys": {"a": ["hunter3", SecretStr("hunter4")]}},
+        {"user": "root", "code": Secret("hunter5")},
     ]
     for params in inputs:
         with pytest.raises(InvalidParams) as refused:
@@ -652,7 +655,10 @@ def test_secrets_are_stored_in_clear_and_shown_masked():
     assert again.password.get_secret_value() == "correct horse"
     assert again == login
     shown = kind.show_params(kind.pack_params(login))
-    assert shown == {"user": "u", "password": "**********", "keys": {"a": ["**********"]}, "pin": "**********"}
+    masked = {"password": "**********", "keys": {"a": ["**********"]}, "pin": "**********"}
+    assert shown == {"user": "u", **masked, "code": None}
+    login.code = Secret("hunter5")
+    assert kind.show_params(kind.pack_params(login))["code"] == "**********"
 
 
 def test_params_are_shown_as_json():

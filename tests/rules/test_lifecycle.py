@@ -417,6 +417,26 @@ def test_nothing_to_do_leaves_the_very_same_standing():
             assert done.event is None
 
 
+@pytest.mark.parametrize("trigger", list(Trigger))
+def test_lines_of_the_log_are_numbered_before_the_event(trigger: Trigger):
+    """G11: lines that come with a cause raise the number of the latest event by one each, and change nothing else.
+
+    The cause's own event has the last number; where a cause does nothing, no line is numbered, for none is stored.
+    """
+    for status in JobStatus:
+        job = Standing("job-1", status, attempt=1, event_seq=4, blockers=int(status is JobStatus.WAITING))
+        cause = Cause(trigger, life="life-1", reason="corrupt_state")
+        if isinstance(alone := outcome_of(job, cause, NOW), Transition):
+            told = advance(job, cause, NOW, lines=3)
+            acts = TABLE[trigger][status].answer in {"move", "note"}
+            assert told.after == alone.after._replace(event_seq=alone.after.event_seq + 3 * acts)
+            assert told.event == alone.event
+            assert acts or told.after is job
+        else:
+            with pytest.raises(type(alone)):
+                advance(job, cause, NOW, lines=3)
+
+
 def test_running_time_is_added_up_over_attempts():
     """Running time counts the seconds of every attempt, and none between them: that is what a time-out measures."""
     job = Standing("job-1", JobStatus.QUEUED, run_s=2.5)

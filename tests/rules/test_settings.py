@@ -30,6 +30,7 @@ def test_defaults():
     settings = Settings()
     assert settings.url == "sqlite:///jobs.db"
     assert settings.model_dump() == {
+        "app": (),
         "database_url": None,
         "sqlite_path": Path("jobs.db"),
         "data_dir": None,
@@ -37,8 +38,10 @@ def test_defaults():
         "lease_s": 30,
         "sweep_s": 5,
         "grace_s": 10,
+        "resume": "all",
         "keep_checkpoints": 5,
         "max_state_bytes": 64 * 1024 * 1024,
+        "max_log_bytes": 1024 * 1024,
         "durability": "full",
         "allow_network_fs": False,
     }
@@ -58,6 +61,17 @@ def test_the_order_of_sources(here, monkeypatch):
     assert Settings().concurrency == 4
     settings = Settings(concurrency=5)
     assert (settings.concurrency, settings.lease_s, settings.durability) == (5, 60, "normal")
+
+
+def test_several_modules(here, monkeypatch):
+    """An application may be several modules: a list in a file, words with commas everywhere."""
+    (here / "jobkit.toml").write_text('app = ["myapp.jobs", "myapp.more"]')
+    assert Settings().app == ("myapp.jobs", "myapp.more")
+    monkeypatch.setenv("JOBKIT_APP", "other.jobs, other.more")
+    assert Settings().app == ("other.jobs", "other.more")
+    wrong: dict[str, Any] = {"app": 3}
+    with pytest.raises(InvalidSettings, match="app"):
+        Settings(**wrong)
 
 
 def test_empty_variables_are_not_set(monkeypatch):
@@ -99,7 +113,7 @@ def test_unknown_names_in_own_files_are_misspellings(here):
     with pytest.raises(InvalidSettings) as refused:
         Settings(**misspelt)
     assert refused.value.fields == {
-        "max_state_byte": "there is no such setting: did you mean max_state_bytes?",
+        "max_state_byte": "there is no such setting: did you mean max_state_bytes or max_log_bytes?",
         "concurency": "there is no such setting: did you mean concurrency?",
         "worker": "there is no such setting: take it away",
         "lease-s": "there is no such setting: did you mean lease_s?",

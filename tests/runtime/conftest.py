@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from jobkit.testing import FakeClock
-from tests.runtime.kit import WAITING, Gate, Listener, store_at
+from jobkit.runtime import reports
+from jobkit.runtime.worker import FLUSH_S
+from jobkit.testing import FakeClock, FakeThreads
+from tests.runtime.kit import WAITING, Gate, Listener, store_at, until
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +56,39 @@ def listener() -> Listener:
 def clock() -> FakeClock:
     """Time that the test moves."""
     return FakeClock()
+
+
+@pytest.fixture
+def timed(clock):
+    """What a manager in fake time is given."""
+    return {"clock": clock, "threads": FakeThreads(clock), "lease_s": 3_600.0}
+
+
+def _longer(looks: list[reports.Reports], than: int) -> bool:
+    return len(looks) > than
+
+
+@pytest.fixture
+def pass_looks(monkeypatch, clock):
+    """Lets so many of a worker's looks for what its only attempt holds back go by in fake time, and their writes."""
+    looks: list[reports.Reports] = []
+    honest = reports.Reports.flush
+
+    def flush(self: reports.Reports) -> None:
+        honest(self)
+        looks.append(self)
+
+    monkeypatch.setattr(reports.Reports, "flush", flush)
+
+    async def go_by(number: int, *, stored: bool = True) -> None:
+        for _ in range(number):
+            before = len(looks)
+            clock.advance(FLUSH_S)
+            await until(partial(_longer, looks, before))
+            if stored and (write := looks[-1]._flush) is not None:
+                await until(write.reply.given.is_set)
+
+    return go_by
 
 
 @pytest.fixture(autouse=True)

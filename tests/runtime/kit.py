@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -242,6 +244,31 @@ async def pass_until(clock: FakeClock, condition: Callable[[], object], step_s: 
     await until(moved)
 
 
+def until_so(condition: Callable[[], object]) -> None:
+    """Do what `until` does, in a thread that may block."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        threading.Event().wait(LOOK_S)
+
+
+def in_thread(run: Callable[..., object], *args: Any) -> threading.Thread:
+    """Run a function in a thread."""
+    thread = threading.Thread(target=run, args=args, daemon=True)
+    thread.start()
+    return thread
+
+
+def interrupt_when(condition: Callable[[], object]) -> threading.Thread:
+    """Have another thread press Ctrl-C for the main one, as soon as something has come."""
+
+    def press() -> None:
+        until_so(condition)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    return in_thread(press)
+
+
 class Listener:
     """An observer that remembers, and can be waited for."""
 
@@ -266,11 +293,21 @@ def make(place: Any, **given: Any) -> JobManager:
     """Make a manager with the kit's jobs and short times."""
     times = {
         name: given.pop(name)
-        for name in ("lease_s", "sweep_s", "grace_s", "max_state_bytes", "keep_checkpoints", "concurrency_setting")
+        for name in ("lease_s", "sweep_s", "grace_s", "max_state_bytes", "max_log_bytes", "keep_checkpoints")
         if name in given
     }
     settings = Settings(**{"sweep_s": 0.1, "grace_s": 5.0, **times})
     return JobManager(place, **{"registry": REGISTRY, "settings": settings, **given})
+
+
+class SeenFromAfar(SqlStore):
+    """A database that is also used from other machines, where nobody can see the locks of this one's lives."""
+
+    def hold(self, life: str) -> Any:
+        """Take hold of a life's lock, which is not proof enough."""
+        lock: Any = super().hold(life)
+        lock.suffices = False
+        return lock
 
 
 def store_at(path: Path, now: Callable[[], datetime | None] = lambda: None) -> SqlStore:

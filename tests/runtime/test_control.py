@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -10,6 +11,7 @@ from uuid import UUID, uuid4
 
 import anyio
 import pytest
+import trio
 from anyio.lowlevel import checkpoint
 
 from jobkit import (
@@ -50,6 +52,25 @@ from tests.runtime.kit import (
 pytestmark = pytest.mark.anyio
 
 STOPPABLE: Final = pytest.mark.parametrize("kind", [Steps, StepsInThread])
+
+
+# ── every loop ──
+
+
+@pytest.mark.parametrize("run", [lambda main: asyncio.run(main()), trio.run], ids=["asyncio", "trio"])
+@pytest.mark.parametrize("kind", [Waits, WaitsInThread])
+def test_a_program_that_runs_its_own_loop(path, kind, run):
+    """G8: whoever started the loop, anyio or not, a request of a job that runs in the same process is answered."""
+
+    async def main() -> JobStatus:
+        async with make(path) as manager:
+            handle = await manager.dispatch(kind())
+            await until(lambda: WAITING.arrived)
+            with anyio.fail_after(DEADLINE_S):
+                await handle.pause(wait=True)
+            return await handle.status()
+
+    assert run(main) is JobStatus.PAUSED
 
 
 # ── every status, every request ──

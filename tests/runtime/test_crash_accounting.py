@@ -297,3 +297,24 @@ async def test_a_set_clock_costs_nobody_a_job(path, clock):
             await node_of(manager).recovery.sweep()
         assert (await manager.get(job_id)).status is JobStatus.RUNNING
     other.die()
+
+
+async def test_a_sweeper_that_stood_still_itself_accuses_nobody(path, clock):
+    """G4: silence counts only as far as somebody was there to hear it: a machine that stood still costs no life.
+
+    Who is still silent after that loses its jobs after a whole lease, as ever.
+    """
+    other = OtherProcess(path, now=clock.now, lease_s=30)
+    (job_id,) = other.put(Count(n=2))
+    other.claim()
+    async with make(path, clock=clock, threads=FakeThreads(clock), lease_s=30.0, sweep_s=5.0) as manager:
+        recovery = node_of(manager).recovery
+        await until(recovery.swept.is_set)
+        clock.advance(3_600)
+        for _ in range(3):
+            await recovery.sweep()
+            assert (await manager.get(job_id)).status is JobStatus.RUNNING
+        went_on_at = clock.monotonic()
+        await pass_until(clock, lambda: stored(other.store, job_id).status is JobStatus.COMPLETED)
+        assert clock.monotonic() - went_on_at <= 60
+    other.die()

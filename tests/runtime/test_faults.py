@@ -27,13 +27,13 @@ from jobkit import (
 )
 from jobkit.interfaces import Change, Claim, Fenced, Renew, Retire, Write
 from jobkit.lifecycle import Transition, Trigger
-from jobkit.store import SqlStore
 from jobkit.testing import FakeClock, FakeThreads
 from tests.runtime.kit import (
     DEADLINE_S,
     Count,
     Echo,
     OtherProcess,
+    SeenFromAfar,
     Steps,
     breathe,
     make,
@@ -53,7 +53,7 @@ TOO_LONG_S = 8.0
 """After which a stop of so little grace counts as hanging, on however slow a machine."""
 
 
-class Faulty(SqlStore):
+class Faulty(SeenFromAfar):
     """A database that refuses writes, can't be read, or is late, as the test says.
 
     Attributes:
@@ -113,7 +113,7 @@ def store(path):
 @pytest.fixture
 def forced(monkeypatch):
     """Have little patience with what keeps a stop."""
-    for name in ("worker.FORCED_S", "worker.LAST_WRITES_S", "node.LEFT_BEHIND_S"):
+    for name in ("worker.FORCED_S", "node.LEFT_BEHIND_S"):
         monkeypatch.setattr(f"jobkit.runtime.{name}", FORCED_S)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 import anyio
 import pytest
@@ -12,11 +13,12 @@ import pytest
 from jobkit import Job, JobContext, JobStatus, Registry, StoreUnavailable, job, state
 from jobkit.interfaces import Renew, Retire
 from jobkit.store import SqlStore
-from jobkit.testing import FakeThreads
+from jobkit.testing import FakeClock, FakeThreads
 from tests.runtime.kit import (
     DEADLINE_S,
     Echo,
     OtherProcess,
+    SeenFromAfar,
     Steps,
     StepsInThread,
     make,
@@ -107,8 +109,13 @@ async def test_threads_of_a_lost_life_are_fenced(path, clock, timed, gate):
     looking.close()
 
 
+def has_come(clock: FakeClock, at: float) -> bool:
+    """Whether a time has come."""
+    return clock.monotonic() >= at
+
+
 class Refusing(SqlStore):
-    """A database in which one kind of write is not possible for a while."""
+    """A database in which one kind of write is not possible for a while, or late."""
 
     refused: tuple[type, ...] = ()
     held: threading.Event | None = None
@@ -121,6 +128,10 @@ class Refusing(SqlStore):
         return super().commit(batch)
 
 
+class FarRefusing(Refusing, SeenFromAfar):
+    """The same, used from other machines too, where lives are judged by their leases alone."""
+
+
 async def test_handlers_stop_before_the_lease_has_run_out(path, clock, timed, gate):
     """A life that can't renew in time stops its handlers while the lease still holds, and goes on once it can."""
     stopped = []
@@ -131,7 +142,7 @@ async def test_handlers_stop_before_the_lease_has_run_out(path, clock, timed, ga
         finally:
             stopped.append(clock.now())
 
-    store = Refusing(f"sqlite:///{path}", now=clock.now)
+    store = FarRefusing(f"sqlite:///{path}", now=clock.now)
     looking = store_at(path, clock.now)
     async with make(store, resources={"gate": gate}, middleware=[note], sweep_s=1.0, **timed) as manager:
         handle = await manager.dispatch(Steps(n=1))
@@ -157,7 +168,7 @@ async def test_a_commit_that_hangs_is_as_bad_as_none(path, clock, timed, gate):
         finally:
             stopped.append(clock.now())
 
-    store = Refusing(f"sqlite:///{path}", now=clock.now)
+    store = FarRefusing(f"sqlite:///{path}", now=clock.now)
     looking = store_at(path, clock.now)
     async with make(store, resources={"gate": gate}, middleware=[note], sweep_s=1.0, **timed) as manager:
         handle = await manager.dispatch(Steps(n=1))
@@ -174,9 +185,87 @@ async def test_a_commit_that_hangs_is_as_bad_as_none(path, clock, timed, gate):
     looking.close()
 
 
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_life_whose_lock_is_seen_by_all_outlives_its_lease(path, clock, timed, gate, late):
+    """G20: where a lock proves that it lives, a life that can't renew for many leases keeps its jobs."""
+    store = Refusing(f"sqlite:///{path}", now=clock.now)
+    looking = store_at(path, clock.now)
+    async with make(store, resources={"gate": gate}, sweep_s=1.0, **timed) as manager:
+        handle = await manager.dispatch(Steps(n=2))
+        await gate.reached(1)
+        (own,) = looking.lives()
+        if late:
+            store.held = threading.Event()
+        else:
+            store.refused = (object,)
+        await pass_until(clock, partial(has_come, clock, clock.monotonic() + 5 * LEASE_S), step_s=1.0)
+        gate.let(1)
+        assert lease_until(looking) < clock.now()
+        async with make(path, queues=["none"], sweep_s=0.5, **timed) as other:
+            await pass_until(clock, node_of(other).recovery.swept.is_set)  # and it has found nobody dead
+        assert gate.arrived == 1
+        store.refused = ()
+        if store.held is not None:
+            store.held.set()
+        await pass_until(clock, lambda: gate.arrived == 2)
+        gate.open()
+        assert await handle.result(DEADLINE_S) == [1, 1]
+        await pass_until(clock, partial(renewed_since, looking, clock.now()))
+        assert [life.id for life in looking.lives()] == [own.id]
+    looking.close()
+
+
+async def test_managers_that_can_not_write_hold_it_against_nobody(path, clock, timed, gate):
+    """G20: of two managers whose disk is full for many leases, neither takes the other for dead, then or later."""
+    stores = [Refusing(f"sqlite:///{path}", now=clock.now) for _ in range(2)]
+    looking = store_at(path, clock.now)
+    given: dict[str, Any] = {"resources": {"gate": gate}, "sweep_s": 1.0, **timed}
+    async with make(stores[0], **given) as manager, make(stores[1], **given):
+        handle = await manager.dispatch(Steps(n=2))
+        await gate.reached(1)
+        lives = {life.id for life in looking.lives()}
+        for leases, refused in ((5, (object,)), (3, ())):
+            for store in stores:
+                store.refused = refused
+            until_then = clock.monotonic() + leases * LEASE_S
+            await pass_until(clock, partial(has_come, clock, until_then))
+            assert {life.id for life in looking.lives()} == lives
+        gate.open()
+        assert await handle.result(DEADLINE_S) == [1, 1]
+    looking.close()
+
+
+async def test_a_life_that_is_noted_as_over_while_it_can_not_write_stops(path, clock, timed, gate):
+    """G4: a manager that alone can't write looks whether it was taken for dead, and stops its handlers if so."""
+    ended = []
+
+    async def note(attempt, call_next):
+        try:
+            return await call_next()
+        finally:
+            ended.append(attempt.attempt)
+
+    store = Refusing(f"sqlite:///{path}", now=clock.now)
+    looking = store_at(path, clock.now)
+    async with make(store, resources={"gate": gate}, middleware=[note], sweep_s=1.0, **timed) as manager:
+        handle = await manager.dispatch(Steps(n=1))
+        await gate.reached(1)
+        store.refused = (object,)
+        await pass_until(clock, partial(has_come, clock, clock.monotonic() + 2 * LEASE_S))
+        assert ended == []
+        (own,) = looking.lives()
+        one(looking.commit([Retire(own.id)]))
+        await pass_until(clock, lambda: ended)
+        store.refused = ()
+        gate.open()
+        await pass_until(clock, looking.lives)
+        assert await handle.result(DEADLINE_S) == [2]
+    looking.close()
+
+
 async def test_a_manager_goes_on_by_itself_when_the_database_is_back(path, clock, timed):
     """G20: a manager that lost its life while nothing could be written begins a new one once that is possible."""
-    store = Refusing(f"sqlite:///{path}", now=clock.now)
+    store = FarRefusing(f"sqlite:///{path}", now=clock.now)
     looking = store_at(path, clock.now)
     async with make(store, sweep_s=1.0, **timed) as manager:
         (old,) = looking.lives()
@@ -193,7 +282,7 @@ async def test_a_manager_goes_on_by_itself_when_the_database_is_back(path, clock
 
 async def test_a_stop_during_a_rebirth(path, clock, timed):
     """A manager that is stopped while it has no life stops in order, and leaves none behind."""
-    store = Refusing(f"sqlite:///{path}", now=clock.now)
+    store = FarRefusing(f"sqlite:///{path}", now=clock.now)
     looking = store_at(path, clock.now)
     manager = make(store, sweep_s=1.0, **timed)
     await manager.start()

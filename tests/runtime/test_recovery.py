@@ -9,6 +9,7 @@ import pytest
 
 from jobkit import Job, JobContext, JobHeld, JobStatus, Registry, job
 from jobkit.envelope import seal
+from jobkit.runtime import moving
 from jobkit.testing import FakeClock, FakeThreads
 from tests.runtime.kit import (
     DEADLINE_S,
@@ -143,11 +144,30 @@ async def test_jobs_that_a_shutdown_paused_are_resumed(path, gate):
         assert (await manager.get(handles[0].id)).status is JobStatus.PAUSED
 
 
-async def test_many_orphans_are_put_back_in_portions(path, monkeypatch):
-    """G6: two thousand jobs of a dead owner are put back a portion at a time, and the first run while others follow."""
+async def test_jobs_that_can_not_be_put_back_hide_no_others(path, monkeypatch):
+    """G10: a whole portion of rows that refuse every change does not starve those behind it."""
+    monkeypatch.setattr(moving, "PORTION", 3)
     other = OtherProcess(path)
-    other.put(Echo(n=1), 2_000)
-    assert len(other.claim(2_000)) == 2_000
+    ids = other.put(Echo(n=1), 8)
+    assert len(other.claim(8)) == 8
+    other.die()
+    store = store_at(path)
+    with store._database.writing() as connection:
+        named = ", ".join(f"'{one}'" for one in ids[:6])
+        refused = f"WHEN OLD.id IN ({named}) BEGIN SELECT RAISE(ABORT, 'stuck'); END"
+        connection.exec_driver_sql(f"CREATE TRIGGER stuck BEFORE UPDATE ON jobs {refused}")
+    async with make(path) as manager:
+        await manager.run_until_idle(DEADLINE_S)
+        assert [(await manager.get(one)).status for one in ids] == ["running"] * 6 + ["completed"] * 2
+    store.close()
+
+
+async def test_many_orphans_are_put_back_in_portions(path, monkeypatch):
+    """G6: many jobs of a dead owner are put back a portion at a time, and the first run while others follow."""
+    monkeypatch.setattr(moving, "PORTION", 100)
+    other = OtherProcess(path)
+    other.put(Echo(n=1), 300)
+    assert len(other.claim(300)) == 300
     other.die()
     portions = []
     async with make(path, work=False):
@@ -162,10 +182,10 @@ async def test_many_orphans_are_put_back_in_portions(path, monkeypatch):
 
     monkeypatch.setattr(manager._writer, "submit_all", counted)
     await manager.run_until_idle(60)
-    assert (await manager.stats()).completed == 2_000
+    assert (await manager.stats()).completed == 300
     await manager.stop()
-    assert max(portions) <= 500
-    assert sum(portions) == 2_000
+    assert max(portions) <= 100
+    assert sum(portions) == 300
 
 
 async def test_a_job_that_can_not_be_resumed_is_lost(path):

@@ -7,7 +7,18 @@ import threading
 import anyio
 import pytest
 
-from jobkit import Job, JobContext, JobStatus, LeaseLost, Registry, StoreUnavailable, job, state
+from jobkit import (
+    Job,
+    JobContext,
+    JobStatus,
+    LeaseLost,
+    ManagerNotRunning,
+    Registry,
+    StoreUnavailable,
+    job,
+    state,
+)
+from jobkit.store import SqlStore
 from jobkit.testing import FakeClock, FakeThreads
 from tests.runtime.kit import (
     DEADLINE_S,
@@ -15,6 +26,7 @@ from tests.runtime.kit import (
     Once,
     Steps,
     StepsInThread,
+    breathe,
     make,
     node_of,
     pass_until,
@@ -253,3 +265,35 @@ async def test_the_grace_is_counted_by_the_clock(path, gate):
     store = store_at(path)
     assert stored(store, handle.id).status is JobStatus.PAUSED
     store.close()
+
+
+async def test_who_reads_while_the_manager_stops_is_answered(path):
+    """The database is closed after the last read has come to its end; who asks later is told that nothing runs."""
+    reading, go_on = threading.Event(), threading.Event()
+
+    class Slow(SqlStore):
+        def stats(self, where):
+            reading.set()
+            assert go_on.wait(DEADLINE_S)
+            return super().stats(where)
+
+    found = []
+
+    async def ask():
+        found.append(await manager.stats())
+
+    manager = make(Slow(f"sqlite:///{path}"))
+    with anyio.fail_after(DEADLINE_S):
+        await manager.start()
+        await manager.dispatch(Echo(n=1), queue="nobody's")
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            await until(reading.is_set)
+            group.start_soon(manager.stop)
+            await until(lambda: manager._watch._limiter is None)
+            for _ in range(20):
+                await breathe()  # as long as it takes to close a database
+            with pytest.raises(ManagerNotRunning):
+                await manager.stats()
+            go_on.set()
+    assert [stats.total for stats in found] == [1]

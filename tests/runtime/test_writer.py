@@ -12,10 +12,11 @@ from jobkit import Job, JobContext, JobStatus, LeaseLost, Registry, Serializatio
 from jobkit.interfaces import Change, Insert, Renew, Retire
 from jobkit.lifecycle import Cause, Standing, Transition, Trigger
 from jobkit.runtime import writer as module
-from jobkit.runtime.clock import SystemThreads
+from jobkit.runtime.clock import SystemClock, SystemThreads
 from jobkit.runtime.loops import Loop
-from jobkit.runtime.writer import Writer
+from jobkit.runtime.writer import COMPLAIN_EVERY_S, Writer
 from jobkit.store import SqlStore
+from jobkit.testing import FakeClock
 from tests.runtime.kit import DEADLINE_S, Count, CountInThread, Echo, make, node_of, until
 
 pytestmark = pytest.mark.anyio
@@ -43,6 +44,9 @@ class HeldStore:
             LeaseLost(write.job_id, 1) if isinstance(write, Change) and write.job_id == "lost" else ("done", write)
             for write in batch
         ]
+
+    def hurry(self) -> None:
+        """Nobody else writes here."""
 
     def let(self, number: int = 1) -> None:
         for _ in range(number):
@@ -87,9 +91,9 @@ def heard():
     return []
 
 
-def writer_on(store, heard=None) -> Writer:
+def writer_on(store, heard=None, clock=None) -> Writer:
     """Start a writer on the running loop."""
-    made = Writer(store, Loop(), SystemThreads(), (heard if heard is not None else []).extend)
+    made = Writer(store, Loop(), clock or SystemClock(), SystemThreads(), (heard if heard is not None else []).extend)
     made.start()
     return made
 
@@ -221,6 +225,28 @@ async def test_while_the_database_is_away(store, monkeypatch):
         await until(lambda: len(asked.answers) == 4)
         await writer.close()
     assert [one.state[0] for batch in store.batches for one in batch] == [1, 2]
+
+
+async def test_a_database_that_comes_and_goes_is_told_of_now_and_then(store, caplog):
+    """G20: on a disk that is all but full, where every other write fails, the log tells of it once a minute at most."""
+    clock = FakeClock()
+    writer = writer_on(store, clock=clock)
+    store.let(1_000)
+
+    async def come_and_go(times: int) -> list[str]:
+        caplog.clear()
+        for number in range(times):
+            store.fail = StoreUnavailable("the disk is full", "free some")
+            with pytest.raises(StoreUnavailable):
+                await writer.submit(Renew(f"large {number}", 1))
+            store.fail = None
+            await writer.submit(Renew(f"small {number}", 1))
+        return [record.levelname for record in caplog.records]
+
+    assert await come_and_go(20) == ["ERROR", "WARNING"]
+    clock.advance(COMPLAIN_EVERY_S)
+    assert await come_and_go(20) == ["ERROR", "WARNING"]
+    await writer.close()
 
 
 async def test_closing_commits_what_waits(store):

@@ -16,7 +16,7 @@ from jobkit.errors import StoreUnavailable
 from jobkit.interfaces import Life, Retire
 from jobkit.store import SqlStore
 from jobkit.store.dialects import boot_id
-from jobkit.store.locks import FileLock, is_free
+from jobkit.store.locks import LEAST_S, FileLock, Patience, is_free
 from jobkit.testing.store_contract import Bench
 from tests.store.children import Child
 
@@ -189,6 +189,30 @@ def test_a_machine_that_does_not_know_its_boot(store: SqlStore, monkeypatch: pyt
     hold.release()
 
 
+@pytest.mark.parametrize(
+    ("told", "suffices"),
+    [
+        ({}, True),
+        ({"dialects.boot_id": ""}, False),
+        ({"disk.file_system": "nfs4"}, False),
+    ],
+    ids=["here", "no boot id", "a network"],
+)
+def test_a_lock_suffices_where_all_can_see_it(
+    url: str, monkeypatch: pytest.MonkeyPatch, told: dict[str, str], suffices: bool
+):
+    """G6, G20: a lock outranks its life's lease only if whoever could take the life's jobs can look at that lock."""
+    for name, value in told.items():
+        monkeypatch.setattr(f"jobkit.store.{name}", lambda *_, value=value: value)
+    store = SqlStore(url, allow_network_fs=True)
+    store.open()
+    hold = store.hold("life")
+    assert hold is not None
+    assert hold.suffices is suffices
+    hold.release()
+    store.close()
+
+
 def test_an_unreadable_lock_proves_nothing(tmp_path: Path):
     """A lock that can't be opened proves nothing."""
     assert is_free(tmp_path / "missing") is None
@@ -256,11 +280,11 @@ def test_waiting_ends_when_the_lock_comes(locks: tuple[FileLock, FileLock]):
 
     def wait() -> None:
         began.set()
-        with two.held(60):
+        with two.held([60]):
             order.append("two")
             assert not one.take()
 
-    with one.held(60):
+    with one.held([60]):
         waiting = threading.Thread(target=wait)
         waiting.start()
         began.wait()
@@ -273,14 +297,14 @@ def test_waiting_ends_when_the_lock_comes(locks: tuple[FileLock, FileLock]):
 def test_waiting_is_given_up(locks: tuple[FileLock, FileLock], tmp_path: Path):
     """G20: who waits too long is told, again and again, and gets the lock when it comes; then it is let go as ever."""
     one, two = locks
-    with one.held(60):
+    with one.held([60]):
         for _ in range(3):
-            with pytest.raises(TimeoutError), two.held(0.01):
+            with pytest.raises(TimeoutError), two.held([0.01]):
                 pytest.fail("it was not to be had")
-    with two.held(60):
+    with two.held([60]):
         assert is_free(tmp_path / "lock") is False
         assert not one.take()
-    with one.held(60):
+    with one.held([60]):
         assert not two.take()
     assert is_free(tmp_path / "lock")
 
@@ -288,7 +312,7 @@ def test_waiting_is_given_up(locks: tuple[FileLock, FileLock], tmp_path: Path):
 def test_a_lock_that_comes_too_late_is_not_kept(locks: tuple[FileLock, FileLock]):
     """A lock that comes when nobody wants it any more is let go at once."""
     one, two = locks
-    with one.held(60), pytest.raises(TimeoutError), two.held(0.01):
+    with one.held([60]), pytest.raises(TimeoutError), two.held([0.01]):
         pytest.fail("it was not to be had")
     for thread in threading.enumerate():
         if thread.name == "jobkit lock":
@@ -299,11 +323,44 @@ def test_a_lock_that_comes_too_late_is_not_kept(locks: tuple[FileLock, FileLock]
 def test_closing_while_waiting(locks: tuple[FileLock, FileLock]):
     """A lock that is closed while it is waited for is not kept by anybody."""
     one, two = locks
-    with one.held(60):
-        with pytest.raises(TimeoutError), two.held(0.01):
+    with one.held([60]):
+        with pytest.raises(TimeoutError), two.held([0.01]):
             pytest.fail("it was not to be had")
         two.close()
     for thread in threading.enumerate():
         if thread.name == "jobkit lock":
             thread.join()
     assert one.take()
+
+
+def test_who_is_told_to_hurry_waits_no_longer(locks: tuple[FileLock, FileLock]):
+    """G16: a wait that is under way ends soon once there is no patience for it, and so does any that comes after."""
+    one, two = locks
+    patience, waited = Patience(60), threading.Event()
+    ended: list[str] = []
+
+    def wait() -> None:
+        def slices() -> Iterator[float]:
+            for seconds in patience.slices():
+                waited.set()
+                yield seconds
+
+        try:
+            with two.held(slices()):
+                ended.append("it came")
+        except TimeoutError:
+            ended.append("it did not come")
+
+    with one.held([60]):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        waited.wait()
+        patience.hurry(0.01)
+        waiting.join(30)
+        assert ended == ["it did not come"]
+        assert list(patience.slices(60)) == [LEAST_S]
+    for thread in threading.enumerate():
+        if thread.name == "jobkit lock":
+            thread.join()
+    with two.held(patience.slices()):  # what is free is had all the same
+        assert not one.take()
