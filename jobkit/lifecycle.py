@@ -237,11 +237,13 @@ def _requeue(job: Standing, _: Cause, now: datetime) -> Standing:
 
 
 def _unblock(job: Standing, cause: Cause, now: datetime) -> Standing:
-    return _ready(job._replace(blockers=cause.blockers), now)
+    return _ready(_note_unblocked(job, cause, now), now)
 
 
 def _note_unblocked(job: Standing, cause: Cause, now: datetime) -> Standing:  # noqa: ARG001  one shape for all rules
-    return job._replace(blockers=cause.blockers)
+    # Before a job's first attempt its time says when it may begin; of one that has left to wait, how long it waits.
+    came_in_time = job.attempt and not cause.blockers and job.status is not SCHEDULED
+    return job._replace(blockers=cause.blockers, due_at=None if came_in_time else job.due_at)
 
 
 def _dependency_failed(job: Standing, cause: Cause, now: datetime) -> Standing:

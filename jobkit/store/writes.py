@@ -218,7 +218,7 @@ class Batch:
         job, cause = self._standing(change), change.cause
         open_waits = [wait for wait in change.waits if not self._is_over(job.id, wait)]
         if change.waits:
-            cause = replace(cause, blockers=len(open_waits))
+            cause = replace(cause, blockers=len(open_waits), due_at=cause.due_at if open_waits else None)
         transition = advance(job, cause, self._now, len(change.lines))
         for statement, row in self._plan(change, transition):
             if statement.many(self._connection, [row]) != 1:

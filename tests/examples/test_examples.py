@@ -46,6 +46,15 @@ def test_resume_after_kill(example):
     assert example("resume_after_kill.py") == (0, [answer])
 
 
+def test_order(example):
+    """A job waits without a slot, is told why it does, goes on in later attempts, and charges the card once."""
+    code, lines = example("order.py")
+    assert code == 0
+    assert lines.count("charging the card") == 1
+    assert lines[2].startswith("it waits for the signal approval")
+    assert lines[-3:] == ["approved by Ada", "a parcel with a book", "a parcel with a lamp"]
+
+
 def test_by_name(example):
     """Good input runs; bad input is answered with the path of each field, state is refused, and the schema is shown."""
     code, lines = example("by_name.py")

@@ -47,7 +47,7 @@ FINAL: Final = ("completed", "failed", "cancelled", "timed_out", "lost")
 #   rewait       waits for what the cause says               keeps-life  the life stays noted
 #   redue        due when the cause says                     wants=X     X is wanted from now on
 #   +checkpoint  one more checkpoint                         cleared     it is no suspect any more
-#   stays        outlasts a restart if the cause says so
+#   stays        outlasts a restart if the cause says so  in-time     the end of its wait is no matter any more
 # A crash makes a suspect, also where it is no strike; only a pause can outlast a restart; what is over is no suspect.
 
 ATTEMPT: Final = dict.fromkeys(["scheduled", "waiting", "queued", "assigned", "paused", "held", "terminal"], "fenced")
@@ -62,9 +62,11 @@ EXPECTED: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "a blocker's end": {
         "scheduled": "noted rewait",
-        "waiting": "waiting rewait quietly if to-wait; scheduled rewait if later; queued rewait",
+        "waiting": "waiting rewait quietly if to-wait; queued rewait in-time if has-run; scheduled rewait if later; "
+        "queued rewait",
         "queued": "noted", "assigned": "noted", "running": "noted",
-        "paused": "noted rewait", "held": "noted rewait",
+        "paused": "noted rewait if to-wait; noted rewait in-time if has-run; noted rewait",
+        "held": "noted rewait if to-wait; noted rewait in-time if has-run; noted rewait",
         "terminal": "ignored",
     },
     "signal": {
@@ -188,6 +190,7 @@ FACTS: Final[Mapping[str, Callable[[Standing, Cause, datetime], bool]]] = {
     "stays-so": lambda job, cause, _now: job.across_restarts == cause.across_restarts,
     "otherwise-held": lambda job, _cause, _now: job.reason != "unknown_job",
     "by-user": lambda job, _cause, _now: job.reason == "user",
+    "has-run": lambda job, _cause, _now: job.attempt > 0,
     "to-wait": lambda _job, cause, _now: cause.blockers > 0,
     "until-later": lambda _job, cause, now: cause.due_at is not None and cause.due_at > now,
     "no-retry": lambda _job, cause, _now: cause.due_at is None,
@@ -249,6 +252,7 @@ def foretell(job: Standing, cause: Cause, now: datetime) -> tuple[str, Standing,
         "keeps-life": {"life": job.life},
         "redue": {"due_at": cause.due_at},
         "rewait": {"blockers": cause.blockers},
+        "in-time": {"due_at": None},
         "unblocked": {"blockers": 0},
         "wants=None": {"wanted": None, "across_restarts": False},
         "wants=cancel": {"wanted": "cancel", "across_restarts": False},
@@ -321,13 +325,14 @@ def oddities(job: Standing) -> Iterator[str]:
 def standings(status: JobStatus) -> Iterator[Standing]:
     """All the standings with a status that differ in a fact that matters."""
     running = status is JobStatus.RUNNING
-    for wanted, resumable, reason, blockers, due_at, (crashes, suspect), stays, since in product(
+    for attempt, wanted, resumable, reason, blockers, due_at, (crashes, suspect), stays, since in product(
+        (0, 3) if status in {JobStatus.WAITING, JobStatus.PAUSED, JobStatus.HELD} else (3,),
         WANTS, (True, False), (None, "user", "shutdown", "crash_loop", "unknown_job"), (0, 2),
         (None, NOW, FUTURE), ((1, False), (2, True)), (False, True), (PAST, FUTURE) if running else (None,),
     ):  # fmt: skip
         held = status in {JobStatus.ASSIGNED, JobStatus.RUNNING} or reason == "shutdown"
         job = Standing(
-            id="job-1", status=status, attempt=3, wanted=wanted, reason=reason, resumable=resumable, priority=7,
+            id="job-1", status=status, attempt=attempt, wanted=wanted, reason=reason, resumable=resumable, priority=7,
             blockers=blockers, due_at=due_at, retry_count=1, crash_count=crashes, event_seq=7, checkpoint_seq=4,
             suspect=suspect, across_restarts=stays,
             life="life-1" if held else None, running_since=since, run_s=10.0,

@@ -23,6 +23,8 @@ from jobkit import (
     job,
     state,
 )
+from jobkit.codec import Codec
+from jobkit.interfaces import Change, Send
 from jobkit.testing import FakeThreads
 from tests.runtime.kit import DEADLINE_S, OtherProcess, make, node_of, pass_until, store_at, until, until_true
 
@@ -363,9 +365,6 @@ async def test_no_wake_up_is_lost_between_any_two_commits(path, when):
             answers = commit(batch)
             if known and any(type(write).__name__ in {"Change", "Claim"} for write in batch):
                 if count == when:
-                    from jobkit.codec import Codec
-                    from jobkit.interfaces import Send
-
                     looking.commit([Send(str(known[0]), "go", Codec().pack(7))])
                 count += 1
             return answers
@@ -394,6 +393,38 @@ async def test_a_wait_that_times_out(path, clock):
         clock.advance(61)
         await pass_until(clock, lambda: len(CALLS) == 2)
         assert "did not come in time" in await handle.result(DEADLINE_S)
+
+
+@pytest.mark.parametrize("paused", [False, True])
+async def test_a_signal_in_time_ends_the_wait_at_once(path, paused):
+    """What comes before a wait's time is over wakes the job then and not at its end, also through a pause."""
+    async with make(path, registry=FLOW) as manager:
+        handle = await manager.dispatch(Waits(timeout=3600))
+        await until_true(lambda: _is(handle, JobStatus.WAITING))
+        if paused:
+            await handle.pause()
+        await manager.signal(handle.id, "go", 7)
+        if paused:
+            await handle.resume()
+        assert await handle.result(DEADLINE_S) == 7
+
+
+async def test_a_signal_that_is_there_already_ends_the_wait_at_once(path):
+    """Rule 14: a signal that comes between the handler's look and its leaving counts, whatever the time-out."""
+    sent = store_at(path)
+    async with make(path, registry=FLOW) as manager:
+        commit = manager._store.commit
+
+        def late(batch: Any) -> list[Any]:
+            for write in batch:
+                if isinstance(write, Change) and write.waits:
+                    sent.commit([Send(write.job_id, "go", Codec().pack(7))])
+            return commit(batch)
+
+        manager._store.commit = late  # type: ignore[method-assign]
+        handle = await manager.dispatch(Waits(timeout=3600))
+        assert await handle.result(DEADLINE_S) == 7
+    sent.close()
 
 
 # ── children ──

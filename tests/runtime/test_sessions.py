@@ -16,7 +16,18 @@ from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, 
 from sqlalchemy.orm import Session
 
 import jobkit
-from jobkit import BlockingJobContext, InvalidOption, Job, JobContext, JobNotFound, JobStatus, Registry, job, state
+from jobkit import (
+    BlockingJobContext,
+    BlockingJobManager,
+    InvalidOption,
+    Job,
+    JobContext,
+    JobNotFound,
+    JobStatus,
+    Registry,
+    job,
+    state,
+)
 from tests.runtime.kit import DEADLINE_S, REGISTRY, Echo, OtherProcess, make, until_true
 
 pytestmark = pytest.mark.anyio
@@ -101,6 +112,20 @@ async def test_a_dispatch_is_the_callers_to_commit(path, engine, kind, commits):
         else:
             with pytest.raises(JobNotFound):
                 await handle.record()
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_blocking_dispatch_is_the_callers_to_commit(path, engine, within):
+    """The blocking manager writes on the caller's connection in the caller's thread, while its loop goes on."""
+    with BlockingJobManager(path, registry=REGISTRY) as manager, Session(engine) as session:
+        session.execute(insert(ROWS).values(n=1))
+        made = Echo(n=7)
+        handle = manager.dispatch_within(session, made) if within else manager.dispatch(made, session=session)
+        with pytest.raises(JobNotFound):
+            handle.record()
+        session.commit()
+        assert handle.result(DEADLINE_S) == 7
+        assert _count(engine) == 1
 
 
 async def test_keys_hold_in_a_session_too(path, engine):

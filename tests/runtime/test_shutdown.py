@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import anyio
 import pytest
@@ -106,6 +107,29 @@ async def test_a_handler_that_never_checkpoints_is_stopped_after_the_grace(path,
         assert await manager.handle(handle.id).result(DEADLINE_S) == 102
         record = await manager.get(handle.id)
         assert (record.attempt, record.error) == (2, None)
+
+
+async def test_a_late_first_sweep_puts_back_nothing_that_the_stop_has_paused(path, gate):
+    """What a stop gives back stays paused until the next start, though the first sweep is still under way."""
+    manager = make(path, resources={"gate": gate})
+    store, go = manager._store, threading.Event()
+    orphans = store.orphans
+
+    def late(limit: int) -> list[Any]:
+        assert go.wait(DEADLINE_S)
+        return orphans(limit)
+
+    store.orphans = late  # type: ignore[method-assign]
+    await manager.start()
+    handle = await manager.dispatch(Steps(n=1))
+    await gate.reached(1)
+    looking = store_at(path)
+    async with anyio.create_task_group() as group:
+        group.start_soon(manager.stop, 0)
+        await until(lambda: stored(looking, handle.id).status is not JobStatus.RUNNING)
+        go.set()
+    assert stored(looking, handle.id).status is JobStatus.PAUSED
+    looking.close()
 
 
 @pytest.mark.parametrize("grace", [0.0, 0.05])
