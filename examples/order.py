@@ -35,8 +35,7 @@ class Order(Job[list[str]]):
         return "receipt 17"
 
     async def run(self, ctx: JobContext) -> list[str]:
-        receipt: str = await ctx.step("charge", self.charge)
-        print(f"attempt {ctx.attempt}: {receipt}")
+        print(f"attempt {ctx.attempt}: {await ctx.step('charge', self.charge)}")
         approved = await ctx.wait_for("approval", timeout=3600)
         children = [await ctx.spawn(Pack(what=what), key=f"pack {what}") for what in self.things]
         parcels = await ctx.gather(*children)
