@@ -413,8 +413,8 @@ class Store(Protocol):
         """How these lives that are noted as over have ended."""
         ...
 
-    def paused(self, limit: int) -> list[Standing]:
-        """Paused jobs that a restart resumes."""
+    def paused(self, before: datetime, limit: int) -> list[Standing]:
+        """Jobs that were paused before a restart, and that it resumes."""
         ...
 
     def asked(self, life: str) -> list[Standing]:

@@ -85,7 +85,6 @@ class Node:
         self._lease_lost = anyio.Event()
         self._others_live = False
         self._scope = anyio.CancelScope()
-        self._sweeping = anyio.CancelScope()
         self._over = anyio.Event()
         executors: dict[str, Executor] = {
             "inline": InlineExecutor(registry, threads),
@@ -175,7 +174,7 @@ class Node:
         try:
             with self._scope:
                 async with anyio.create_task_group() as group:
-                    group.start_soon(self._sweep)
+                    group.start_soon(self.recovery.run)
                     group.start_soon(self.scheduler.run)
                     group.start_soon(self.supervisor.run)
                     group.start_soon(self.worker.run)
@@ -190,10 +189,6 @@ class Node:
             self._around.feed.attendant = None
             self._over.set()
             self.recovery.swept.set()
-
-    async def _sweep(self) -> None:
-        with self._sweeping:
-            await self.recovery.run()
 
     async def idle(self) -> bool:
         """Wait until nothing is claimable and nothing runs; answer False if the work here has ended instead."""
@@ -231,7 +226,6 @@ class Node:
             self._others_live = await self.recovery.others_live()
         except JobkitError:
             self._others_live = False
-        self._sweeping.cancel()  # or a late first sweep would put back what this stop has paused
         return await self.worker.drain(grace_s)
 
     def hurry(self, grace_s: float) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import math
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -113,8 +114,10 @@ class Recovery:
         moved = await self._move(self._orphans, self._orphaned)
         self._seen.clear()
         if self._starting and (own := self._own_life()) is not None:
-            if not any(life.working and life.id < own for life in living):  # ids tell who was there first
-                moved += await self._move(self._store.paused, _resumed)
+            began = next((life.started_at for life in living if life.id == own), None)
+            first = not any(life.working and life.id < own for life in living)  # ids tell who was there before
+            if first and began is not None:
+                moved += await self._move(partial(self._store.paused, began), _resumed)
             self._starting = False
         if moved:
             log.info("%s jobs were put back in the line", moved)

@@ -243,11 +243,20 @@ class Queries:
         with self._database.reading() as connection:
             return time_of(connection.execute(query).scalar_one_or_none())
 
-    def paused(self, limit: int) -> list[Standing]:
-        """Paused jobs that a restart resumes, the oldest first."""
-        return self._standings(
-            jobs.c.status == JobStatus.PAUSED.value, jobs.c.across_restarts == 0, order=jobs.c.created_at, limit=limit
+    def paused(self, before: datetime, limit: int) -> list[Standing]:
+        """Jobs that were paused before a restart, and that it resumes, the oldest first."""
+        told, other = job_events.alias(), job_events.alias()
+        of_another_kind = other.c.type.not_in(("pause_requested", "paused", "log"))
+        last_other = (
+            select(func.max(other.c.seq)).where(other.c.job_id == told.c.job_id, of_another_kind).scalar_subquery()
         )
+        # asked for counts: who was to pause it may have died first, and then it is the restart that has paused it
+        asked = (told.c.job_id == jobs.c.id, told.c.seq > last_other, told.c.type != "log")
+        return self._standings(
+            jobs.c.status == JobStatus.PAUSED.value, jobs.c.across_restarts == 0,
+            exists(select(1).select_from(told).where(*asked, told.c.at <= text_of(before))),
+            order=jobs.c.created_at, limit=limit,
+        )  # fmt: skip
 
     def asked(self, life: str) -> list[Standing]:
         """Running jobs of a life of which something is wanted."""

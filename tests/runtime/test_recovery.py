@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import threading
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -142,6 +144,31 @@ async def test_jobs_that_a_shutdown_paused_are_resumed(path, gate):
             assert await manager.handle(handle.id).result(DEADLINE_S) == [2]
         await manager.run_until_idle(DEADLINE_S)
         assert (await manager.get(handles[0].id)).status is JobStatus.PAUSED
+
+
+async def test_a_late_first_sweep_resumes_nothing_that_was_paused_meanwhile(path, clock):
+    """G8: a start resumes what was paused before it; what people pause from then on stays paused."""
+    given = {"clock": clock, "threads": FakeThreads(clock), "lease_s": 1e6}
+    async with make(path, work=False, **given) as client:
+        before = await client.dispatch(Echo(n=1))
+        await before.pause()
+    clock.advance(1)
+    manager = make(path, queues=["another"], **given)
+    orphans, go = manager._store.orphans, threading.Event()
+
+    def late(limit: int) -> list[Any]:
+        assert go.wait(DEADLINE_S)
+        return orphans(limit)
+
+    manager._store.orphans = late  # type: ignore[method-assign]
+    async with manager:
+        clock.advance(1)
+        after = await manager.dispatch(Echo(n=2))
+        await after.pause()
+        go.set()
+        await until(node_of(manager).recovery.swept.is_set)
+        assert await manager.handle(before.id).status() is JobStatus.QUEUED
+        assert await after.status() is JobStatus.PAUSED
 
 
 async def test_jobs_that_can_not_be_put_back_hide_no_others(path, monkeypatch):

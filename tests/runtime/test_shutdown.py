@@ -123,11 +123,16 @@ async def test_a_late_first_sweep_puts_back_nothing_that_the_stop_has_paused(pat
     await manager.start()
     handle = await manager.dispatch(Steps(n=1))
     await gate.reached(1)
-    looking = store_at(path)
-    async with anyio.create_task_group() as group:
-        group.start_soon(manager.stop, 0)
-        await until(lambda: stored(looking, handle.id).status is not JobStatus.RUNNING)
+    looking, recovery = store_at(path), node_of(manager).recovery
+    stop_working = node_of(manager).stop_working
+
+    async def once_swept() -> None:
         go.set()
+        await until(recovery.swept.is_set)
+        await stop_working()
+
+    node_of(manager).stop_working = once_swept  # type: ignore[method-assign]
+    await manager.stop(0)
     assert stored(looking, handle.id).status is JobStatus.PAUSED
     looking.close()
 

@@ -118,7 +118,7 @@ def test_a_claim_is_one_index_read(large: sqlite3.Connection, names: int):
 SWEEPS: dict[str, tuple[Callable[[SqlStore], object], str]] = {
     "asked": (lambda store: store.asked("life"), "ix_jobs_life"),
     "orphans": (lambda store: store.orphans(10), "ix_jobs_life"),
-    "paused": (lambda store: store.paused(10), "ix_jobs_status"),
+    "paused": (lambda store: store.paused(store.now(), 10), "ix_jobs_status"),
     "due": (lambda store: store.due(10), "ix_jobs_alarm"),
     "next due": (lambda store: store.next_due(), "ix_jobs_alarm"),
     "unknown": (lambda store: store.unknown({"job1": 1}, 10), "ix_jobs_claim"),
