@@ -39,6 +39,7 @@ def test_defaults():
         "sweep_s": 5,
         "grace_s": 10,
         "resume": "all",
+        "checkpoint_every_s": 1,
         "keep_checkpoints": 5,
         "max_state_bytes": 64 * 1024 * 1024,
         "max_log_bytes": 1024 * 1024,
