@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         JobLost,
         JobNotFound,
         JobTimedOut,
+        JournalConflict,
         KeyConflict,
         LeaseLost,
         ManagerNotRunning,
@@ -66,9 +67,9 @@ _HOMES: Final = {
     "errors": (
         "DuplicateJob", "FrozenParameter", "IllegalTransition", "InvalidFilter", "InvalidJob", "InvalidJobId",
         "InvalidOption", "InvalidOutput", "InvalidParams", "InvalidSettings", "JobCancelled", "JobFailed", "JobHeld",
-        "JobLost", "JobNotFound", "JobTimedOut", "JobkitError", "KeyConflict", "LeaseLost", "ManagerNotRunning",
-        "SchemaMismatch", "SerializationError", "StateCorrupt", "StateTooLarge", "StateVersionError",
-        "StoreUnavailable", "UnknownJob",
+        "JobLost", "JobNotFound", "JobTimedOut", "JobkitError", "JournalConflict", "KeyConflict", "LeaseLost",
+        "ManagerNotRunning", "SchemaMismatch", "SerializationError", "StateCorrupt", "StateTooLarge",
+        "StateVersionError", "StoreUnavailable", "UnknownJob",
     ),
     "filters": ("JobFilter",),
     "interfaces": ("Interrupt",),
@@ -92,9 +93,10 @@ __all__ = [  # every name above, in order; written out for tools that don't run 
     "Failure", "FrozenParameter", "IllegalTransition", "Interrupt", "InvalidFilter", "InvalidJob", "InvalidJobId",
     "InvalidOption", "InvalidOutput", "InvalidParams", "InvalidSettings", "Job", "JobCancelled", "JobContext",
     "JobFailed", "JobFilter", "JobHandle", "JobHeld", "JobLost", "JobManager", "JobNotFound", "JobRecord", "JobStats",
-    "JobStatus", "JobTimedOut", "JobType", "JobkitError", "KeyConflict", "LeaseLost", "ManagerNotRunning", "Page",
-    "Priority", "Progress", "Registry", "SchemaMismatch", "SerializationError", "Settings", "StateCorrupt",
-    "StateTooLarge", "StateVersionError", "StoreUnavailable", "UnknownJob", "discover", "job", "registry", "state",
+    "JobStatus", "JobTimedOut", "JobType", "JobkitError", "JournalConflict", "KeyConflict", "LeaseLost",
+    "ManagerNotRunning", "Page", "Priority", "Progress", "Registry", "SchemaMismatch", "SerializationError", "Settings",
+    "StateCorrupt", "StateTooLarge", "StateVersionError", "StoreUnavailable", "UnknownJob", "discover", "job",
+    "registry", "state",
 ]  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Why isn't this job running? Words and data for each reason, worked out from what is stored.
 
 Everything that can stand in a job's way has a line here, the nearest first. Nothing here reads anything: the manager
-gathers the facts, so the answer is of one moment.
+gathers the facts.
 """
 
 from __future__ import annotations
@@ -102,6 +102,6 @@ def _queued(job: JobRecord, around: Situation, lives: Sequence[Life]) -> Iterato
     if around.ahead:
         number = f"{around.ahead}{'' if around.counted else ' or more'}"
         data: dict[str, Json] = {"ahead": around.ahead, "queue": job.queue}
-        yield Reason("in_line", f"{number} jobs of its queue stand before it", data)
+        yield Reason("in_line", f"it stands behind {number} in its queue", data)
     elif knowing and not around.queue_paused:
         yield Reason("next", "it is next in line: it starts when a worker that serves its queue has room")

@@ -10,8 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from jobkit.bounds import MAX_BYTES
-from jobkit.errors import JobCancelled, JobFailed, JobHeld, JobkitError, JobLost, JobTimedOut
-from jobkit.model import Failure, JobStatus
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
     from jobkit.filters import JobFilter
     from jobkit.lifecycle import Cause, Standing
     from jobkit.lifecycle import Transition as Transition  # noqa: PLC0414  an observer's author names its type from here
-    from jobkit.model import Event, JobRecord, JobStats, Json, LogLevel, Page, Progress
+    from jobkit.model import Event, Failure, JobRecord, JobStats, JobStatus, Json, LogLevel, Page, Progress
 
 T = TypeVar("T")
 
@@ -287,21 +285,6 @@ class Situation(NamedTuple):
     queue_paused: bool = False
     ahead: int = 0
     counted: bool = True
-
-
-def ended_error(job_id: str, ended: Ended) -> JobkitError:
-    """The error that tells of an end which is no completion, or of a hold."""
-    match ended.status:
-        case JobStatus.FAILED:
-            return JobFailed(job_id, ended.failure or Failure("Unknown", "no failure was stored"))
-        case JobStatus.CANCELLED:
-            return JobCancelled(job_id)
-        case JobStatus.TIMED_OUT:
-            return JobTimedOut(job_id)
-        case JobStatus.LOST:
-            return JobLost(job_id)
-        case _:
-            return JobHeld(job_id, ended.reason)
 
 
 @runtime_checkable

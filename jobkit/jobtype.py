@@ -39,8 +39,6 @@ from jobkit.problems import did_you_mean, in_one_line, may_hold_secret, problems
 from jobkit.restoring import assemble, fitted_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from jobkit.definition import Fields, Job
     from jobkit.model import ExecutorName, Json, RunsIn
 

@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from jobkit.definition import Job
 from jobkit.dispatching import check_options, new_job
+from jobkit.ending import outcome_of
 from jobkit.envelope import unseal
 from jobkit.errors import InvalidParams, JobkitError, LeaseLost, StateCorrupt, StateVersionError, UnknownJob
 from jobkit.flow import JobSide
-from jobkit.interfaces import Completed, Failed, Fenced, Interrupt, Interrupted, Unloadable, ended_error
+from jobkit.interfaces import Completed, Failed, Fenced, Interrupt, Interrupted, Unloadable
 from jobkit.journal import Journal
-from jobkit.model import Failure, JobStatus
-from jobkit.plain import TEXT_BYTES, clean, decode_plain
+from jobkit.model import Failure
+from jobkit.plain import TEXT_BYTES, clean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from jobkit.interfaces import Ended, Link, Outcome, Work
+    from jobkit.interfaces import Link, Outcome, Work
     from jobkit.jobtype import JobType
     from jobkit.registration import Registry
 
@@ -69,21 +70,10 @@ async def perform(
         offspring=lambda child, new_id, options: new_job(
             registry.type_of(child), child, new_id, check_options(options), work.max_state_bytes
         ),
-        outcome=partial(_outcome, registry),
+        outcome=partial(outcome_of, registry),
         codec=job_type.codec_for,
     )
     return await _Performance(job_type, job, work, link, invoke, stopped, side).play()
-
-
-def _outcome(registry: Registry, job_id: str, ended: Ended) -> Any:
-    """What became of a child, as a value: its output in its own type, or the error that tells of its end."""
-    if ended.status is not JobStatus.COMPLETED:
-        return ended_error(job_id, ended)
-    if ended.output is None:
-        return None
-    if ended.name not in registry:
-        return decode_plain(ended.output)
-    return registry.get(ended.name).unpack_output(ended.output)
 
 
 class _Performance(NamedTuple):

@@ -21,6 +21,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
+from jobkit.context import drive
 from jobkit.errors import ManagerNotRunning
 from jobkit.registration import registry as global_registry
 from jobkit.runtime.handle import JobHandle
@@ -95,7 +96,7 @@ def _blocking(method: Callable[..., Any]) -> Callable[..., Any]:
     def call(view: BlockingJobManager | BlockingJobHandle[Any], *args: Any, **kwargs: Any) -> Any:
         work = functools.partial(method, view._awaited, *args, **kwargs)  # noqa: SLF001  the two are one
         if within or kwargs.get("session") is not None:  # on the caller's connection, so in the caller's thread
-            return view._call(functools.partial(_driven, work), here=True)  # noqa: SLF001  as above
+            return view._call(lambda: drive(_answer(work)), here=True)  # noqa: SLF001  as above
         return view._call(work, waits=asynchronous)  # noqa: SLF001  as above
 
     signature = inspect.signature(method)
@@ -297,19 +298,6 @@ class BlockingJobManager:
 async def _answer(work: Callable[[], Any]) -> Any:
     answer = work()
     return await answer if inspect.isawaitable(answer) else answer
-
-
-def _driven(work: Callable[[], Any]) -> Any:
-    """Do what never has to wait, whether or not it is a coroutine."""
-    answer = work()
-    if not inspect.iscoroutine(answer):
-        return answer
-    try:
-        answer.send(None)
-    except StopIteration as done:
-        return done.value
-    answer.close()
-    raise RuntimeError("it has to wait, which nobody does for it here")
 
 
 class BlockingJobHandle(Generic[T_co]):

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import anyio
 
-from jobkit.errors import InvalidFilter, JobNotFound
-from jobkit.interfaces import ended_error
+from jobkit.errors import InvalidFilter, JobkitError, JobNotFound
 from jobkit.model import EVENT_TYPES, Event, JobStatus, Progress
 from jobkit.runtime.feed import LIVE_EVENTS
 from jobkit.runtime.watch import PAGE
@@ -88,9 +87,10 @@ class JobHandle(Generic[Out_co]):
                 looks += not await self._watch.heard(signal, looks)
                 signal = ear.signal
                 ended = await self._watch.ended(self.id)
-        if ended.status is not JobStatus.COMPLETED:
-            raise ended_error(str(self.id), ended)
-        return cast("Out_co", self._watch.output(ended))
+        outcome = self._watch.outcome(self.id, ended)
+        if isinstance(outcome, JobkitError):
+            raise outcome
+        return cast("Out_co", outcome)
 
     async def pause(self, *, across_restarts: bool = False, wait: bool = False) -> ControlOutcome:
         """Pause it; see `JobManager.pause`."""

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 import anyio
 from anyio import CapacityLimiter, to_thread
 
+from jobkit.ending import outcome_of
 from jobkit.errors import JobNotFound, ManagerNotRunning
 from jobkit.explanation import explain
 from jobkit.model import LOG_LEVELS
-from jobkit.plain import decode_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,13 +92,9 @@ class Watch:
             raise JobNotFound(str(job_id))
         return found
 
-    def output(self, ended: Ended) -> Any:
-        """A job's output in its own type; as JSON if the job isn't known here."""
-        if ended.output is None:
-            return None
-        if ended.name not in self._registry:
-            return decode_plain(ended.output)
-        return self._registry.get(ended.name).unpack_output(ended.output)
+    def outcome(self, job_id: UUID, ended: Ended) -> Any:
+        """What came of a job, as a value: its output, or the error that tells of its end."""
+        return outcome_of(self._registry, str(job_id), ended)
 
     async def explanation(self, job_id: UUID) -> Explanation:
         """Why a job isn't running; `JobNotFound` if there is none."""

@@ -22,7 +22,7 @@ from jobkit.interfaces import Change, Claim, Claimed, Insert
 from jobkit.lifecycle import Transition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from jobkit.interfaces import Clock, Store, Threads, Write
     from jobkit.runtime.loops import Loop, Reply
@@ -249,7 +249,7 @@ class Writer:
         transitions: list[Transition] = []
         for entry, answer in zip(batch, answers, strict=True):
             if isinstance(answer, Transition):
-                transitions.extend(_flat(answer))
+                transitions.extend((answer, *answer.then))
             elif isinstance(answer, list):
                 transitions.extend(one.transition for one in answer if isinstance(one, Claimed))
             if isinstance(entry.reply, Blocked):
@@ -285,13 +285,6 @@ class Writer:
             self._pending.extendleft(reversed(kept))
         if kept:
             self._threads.wait(self._stop, BACK_OFF_S[min(self._failures, len(BACK_OFF_S)) - 1])
-
-
-def _flat(done: Transition) -> Iterator[Transition]:
-    """A transition and what it brought about, in that order."""
-    yield done
-    for then in done.then:
-        yield from _flat(then)
 
 
 def _patient(write: Write) -> bool:

@@ -141,20 +141,7 @@ class SqlStore(Queries):
         return answers
 
     def within(self, transaction: Transaction, write: Insert | Change) -> Any:
-        """Apply a write inside a transaction of the user's, in the user's thread; it is the user's to commit.
-
-        Args:
-            transaction: It.
-            write: The write.
-
-        Returns:
-            Its answer.
-
-        Raises:
-            InvalidOption: It is no transaction on this database that can be joined.
-            StoreUnavailable: The database is locked or away.
-            JobkitError: What the write has earned.
-        """
+        """Apply a write inside a transaction of the user's; see `Store.within`."""
         with self._database.joined(transaction) as connection:
             work = Batch(connection, self._database.now(connection), self._statements, set(), self._keep)
             return work.do(write)

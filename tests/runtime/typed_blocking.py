@@ -25,6 +25,7 @@ from jobkit import (
     Progress,
     job,
 )
+from jobkit.interfaces import Transaction
 
 
 @job
@@ -47,7 +48,7 @@ class Say(Job[str]):
         return ""
 
 
-def use(manager: BlockingJobManager) -> None:
+def use(manager: BlockingJobManager, transaction: Transaction) -> None:
     """Use them."""
     with manager as entered:
         assert_type(entered, BlockingJobManager)
@@ -67,6 +68,9 @@ def use(manager: BlockingJobManager) -> None:
     assert_type(next(handle.events(after=3, types=["completed"])), Event)
     assert_type(manager.dispatch_by_name("count", {"n": 3}, label="one"), BlockingJobHandle[Any])
     assert_type(manager.dispatch_many([Count(n=1), Count(n=2)], user="me"), list[BlockingJobHandle[int]])
+    assert_type(manager.dispatch_within(transaction, Count(n=1), key="k"), BlockingJobHandle[int])
+    assert_type(manager.signal(handle.id, "go", {"by": "me"}), None)
+    assert_type(manager.explain(handle.id).reasons[0].code, str)
     assert_type(manager.dispatch_many([Count(n=1), ("say", {})]), list[BlockingJobHandle[Any]])
 
     assert_type(manager.handle(handle.id), BlockingJobHandle[Any])
