@@ -85,7 +85,7 @@ class Standing(NamedTuple):
         resumable: Whether a second attempt may be made at all.
         priority: Higher is claimed sooner.
         blockers: Dependencies, children or signals that it still waits for.
-        due_at: Not to run before this time.
+        due_at: Not to run before this time; of a job that has left to wait, until when it waits.
         retry_count: Automatic retries so far.
         crash_count: Strikes since its last checkpoint.
         suspect: Whether it was running when its owner crashed, and has not been saved since.
@@ -125,7 +125,8 @@ class Cause:
         trigger: What happened.
         life: The claiming life (claim, assign).
         reason: Why it is held (unloadable, dependency failed).
-        due_at: When it goes on: a retry (fail, time-out) or the end of a sleep (suspend); None for never or for now.
+        due_at: When it goes on: a retry (fail, time-out) or the end of a sleep or a wait (suspend); None for
+            never or for now.
         blockers: How much it waits for from now on (suspend, a blocker's end, dependency failed).
         blame: What the policy says (dependency failed).
         others: Whether a working life goes on: another, or this one where it isn't shutting down (saved and stopped,

@@ -16,7 +16,7 @@ from uuid import UUID
 import anyio
 
 from jobkit.envelope import largest_field
-from jobkit.errors import JobkitError, LeaseLost, SerializationError, StateTooLarge, StoreUnavailable
+from jobkit.errors import InvalidOption, JobkitError, LeaseLost, SerializationError, StateTooLarge, StoreUnavailable
 from jobkit.executors.handler import failure_of
 from jobkit.interfaces import (
     Attempt,
@@ -234,6 +234,9 @@ class Running:
     def save_within(self, transaction: Transaction, state: bytes) -> None:
         """Save a sealed state in the user's transaction; see `Link.save_within`."""
         self._check(state)
+        if self._one_save.locked():  # its state is older, and would be stored after this one
+            problem = "another checkpoint of this job is under way, in another task: await that first"
+            raise InvalidOption("session", transaction, problem)
         change = Change(self.standing.id, CHECKPOINT, self.standing, state)
         try:
             done = self._around.store.within(transaction, change)
@@ -251,12 +254,15 @@ class Running:
     def _check(self, state: bytes) -> None:
         if self.fenced:
             raise LeaseLost(self.standing.id, self.standing.attempt)
+        if self._raised == "suspend":  # the attempt's last write stores what that has left behind, and nothing newer
+            raise Interrupt("suspend")
         if len(state) > self._around.max_state_bytes:
             raise StateTooLarge(len(state), self._around.max_state_bytes, largest_field(state))
 
     def _checkpoint(self, state: bytes, spawns: Sequence[NewJob]) -> Change:
         self._check(state)
-        return self.reports.along(CHECKPOINT, state)._replace(spawns=tuple(spawns))
+        change = self.reports.along(CHECKPOINT, state)
+        return change._replace(spawns=tuple(spawns)) if spawns else change
 
     def _stop_if_due(self, size: int) -> None:
         self.reports.tell("checkpoint", {"seq": self.standing.checkpoint_seq, "bytes": size})

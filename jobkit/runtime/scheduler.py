@@ -53,8 +53,7 @@ class Scheduler:
         while True:
             pause = LOOK_S
             try:
-                await move(self._read, self._writer, self._store.due, lambda _: Cause(Trigger.DUE))
-                pause = await self._read(self._until_next)
+                pause = await self.look()
             except Exception as error:  # the wall around a look: whatever it met, the next one is due all the same
                 if not failing:
                     known = isinstance(error, JobkitError)
@@ -64,8 +63,16 @@ class Scheduler:
                 failing = False
             await self._clock.wait(never, pause)
 
+    async def look(self) -> float:
+        """Move what is due.
+
+        Returns:
+            How long to look away, in seconds: until the next job is due, within bounds.
+        """
+        moved = await move(self._read, self._writer, self._store.due, lambda _: Cause(Trigger.DUE))
+        left = await self._read(self._until_next)
+        return LOOK_S if left <= 0 and not moved else min(LOOK_S, max(SOON_S, left))  # what is due and stays can't move
+
     def _until_next(self) -> float:
-        """How long until the next job is due, in seconds, within bounds."""
-        if (at := self._store.next_due()) is None:
-            return LOOK_S
-        return min(LOOK_S, max(SOON_S, (at - self._store.now()).total_seconds()))
+        at = self._store.next_due()
+        return LOOK_S if at is None else (at - self._store.now()).total_seconds()

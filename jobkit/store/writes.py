@@ -109,7 +109,8 @@ class Batch:
                 for statement, row in self._plan(write, transition):
                     plans[statement].append(row)
                 events.extend(self._events(transition, write))
-                self._plan_inserts(write.spawns, plans, events)
+                if write.spawns:
+                    self._plan_inserts(write.spawns, plans, events)
             elif isinstance(write, Insert) and all(job.key is None for job in write.jobs):
                 answers[index] = tuple(Stored(job.id, created=True) for job in write.jobs)
                 self._plan_inserts(write.jobs, plans, events)
@@ -226,7 +227,8 @@ class Batch:
         self._tell(list(self._events(transition, change)))
         if change.spawns:
             self._insert(change.spawns)
-        if open_waits and transition.after.blockers:
+        if open_waits and not transition.after.status.terminal:
+            self._waits = True
             self._sql.waiting.block.many(self._connection, [(job.id, *wait) for wait in open_waits])
         return transition
 
@@ -299,10 +301,12 @@ class Batch:
         change = Change(signal.job_id, Cause(Trigger.SIGNAL))
         transition = advance(self._standing(change), change.cause, self._now)
         self._sql.waiting.send.one(self._connection, (signal.job_id, signal.name, signal.payload, self._now_text))
-        return transition._replace(then=tuple(map(self._apply, self._let_go("signal", signal.name, signal.job_id))))
+        return transition._replace(then=tuple(map(self._apply, self._let_go("signal", signal.name, [signal.job_id]))))
 
     def _with_consequences(self, done: Transition) -> Transition:
         """Let a job's end act on those that wait for it, and its cancel on its children, and so on."""
+        if done.after.status is done.before.status and not done.before.blockers:
+            return done  # as most are: checkpoints
         then: list[Transition] = []
         ahead = deque([done])
         while ahead:
@@ -320,18 +324,18 @@ class Batch:
         if after.status not in TERMINAL or before.status in TERMINAL:
             return
         if self._anybody_waits():
-            yield from self._let_go("job", after.id)
+            waiting = self._sql.waiting.blocked.one(self._connection, ("job", after.id)).scalars().all()
+            yield from self._let_go("job", after.id, waiting)
         if after.status is JobStatus.CANCELLED:
             for (child,) in self._sql.waiting.children.one(self._connection, (after.id,)).all():
                 yield Change(child, Cause(Trigger.CANCEL))
 
-    def _let_go(self, kind: str, on: str, job_id: str | None = None) -> Iterator[Change]:
-        """Have those that wait for something wait for it no longer: all of them, or one job."""
-        for (blocked,) in self._sql.waiting.blocked.one(self._connection, (kind, on)).all():
-            if job_id in {None, blocked}:
-                self._sql.waiting.unblock.one(self._connection, (blocked, kind, on))
-                left = self._sql.waiting.blockers.one(self._connection, (blocked,)).scalar_one()
-                yield Change(blocked, Cause(Trigger.UNBLOCK, blockers=left))
+    def _let_go(self, kind: str, on: str, jobs: Sequence[str]) -> Iterator[Change]:
+        """Have jobs wait for something no longer, as far as they do."""
+        for job_id in jobs:
+            if self._sql.waiting.unblock.one(self._connection, (job_id, kind, on)).rowcount:
+                left = self._sql.waiting.blockers.one(self._connection, (job_id,)).scalar_one()
+                yield Change(job_id, Cause(Trigger.UNBLOCK, blockers=left))
 
     def _anybody_waits(self) -> bool:
         """Whether any job waits for anything: asked once a batch, since mostly none does."""

@@ -1327,6 +1327,22 @@ class StoreContract:
                 assert [one.after.id for one in freed] == [waiting.id]
         assert [event.seq for event in bench.events(waiting.id)] == [1, 2, 3, 4]
 
+    def test_a_wait_and_the_end_that_it_waits_for_may_share_a_batch(self, bench: Bench) -> None:
+        """Rule 14: a job that began to wait in this very commit is woken by an end after it, whatever ended before."""
+        ending, waiting, awaited = bench.start(), bench.start(), bench.add()
+        wait = Change(waiting.id, Cause(Trigger.SUSPEND), waiting, state=b"s", waits=(Wait("job", awaited),))
+        end = Change(ending.id, COMPLETE, ending, output=(b"\xc0", None))
+        bench.store.commit([end, wait, Change(awaited, CANCEL)])
+        assert (bench.status(awaited), bench.status(waiting.id)) == (JobStatus.CANCELLED, JobStatus.QUEUED)
+
+    def test_who_is_cancelled_while_it_leaves_to_wait_waits_for_nothing(self, bench: Bench) -> None:
+        """A wanted cancel comes before the wait, and leaves nothing of it behind."""
+        job = bench.start()
+        bench.ask(job.id, CANCEL)
+        after = bench.after(job, Cause(Trigger.SUSPEND), state=b"s", waits=(Wait("signal", "go"),))
+        assert after.status is JobStatus.CANCELLED
+        assert bench.store.situation(job.id).waits == ()
+
     def test_a_child_is_stored_with_its_parents_checkpoint(self, bench: Bench) -> None:
         """G3: both or neither: a fenced attempt spawns nothing."""
         parent = bench.start()

@@ -79,7 +79,7 @@ ALSO: dict[str, tuple[str, tuple[Plan, ...], int]] = {
 
 UNREACHABLE: dict[str, str] = dict.fromkeys(
     ("session.before_commit", "session.after_commit"),
-    "the arena's jobs have no data of their own: tests/runtime/test_sessions.py dies at each statement there",
+    "the arena's jobs have no data of their own: tests/runtime/test_sessions.py dies there",
 )
 """Points that these plans can't come to, each with the reason."""
 

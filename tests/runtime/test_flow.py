@@ -25,6 +25,7 @@ from jobkit import (
 )
 from jobkit.codec import Codec
 from jobkit.interfaces import Change, Send
+from jobkit.runtime.scheduler import LOOK_S
 from jobkit.testing import FakeThreads
 from tests.runtime.kit import DEADLINE_S, OtherProcess, make, node_of, pass_until, store_at, until, until_true
 
@@ -298,6 +299,47 @@ async def test_a_hundred_thousand_sleeping_jobs_are_rows(path, clock):
         clock.advance(5)
         await manager.run_until_idle(DEADLINE_S)
         assert (await manager.stats()).counts["scheduled"] == 100_001
+
+
+async def test_who_swallows_a_suspension_saves_nothing_after_it(path, clock):
+    """G3: what is stored is what the suspension left behind: no checkpoint after it is acknowledged."""
+    registry = Registry()
+
+    @job(registry=registry)
+    class Swallows(Job[int]):
+        done: int = state(0)
+
+        async def run(self, ctx: JobContext) -> int:
+            try:
+                await ctx.sleep("nap", 60)
+            except BaseException:
+                self.done += 1
+                await ctx.checkpoint()
+                raise
+            return self.done
+
+    async with make(path, registry=registry, clock=clock, threads=FakeThreads(clock), lease_s=1e6) as manager:
+        handle = await manager.dispatch(Swallows())
+        await until_true(lambda: _is(handle, JobStatus.SCHEDULED))
+        assert (await handle.record()).checkpoint_seq == 1
+        clock.advance(61)
+        assert await handle.result(DEADLINE_S) == 0
+
+
+async def test_what_can_not_be_moved_when_it_is_due_makes_no_busy_loop(path, clock):
+    """G10: a due row that refuses every change is tried again in a second, not at once; others go on meanwhile."""
+    async with make(path, registry=FLOW, clock=clock, threads=FakeThreads(clock), lease_s=1e6) as manager:
+        stuck, free = [await manager.dispatch(kind()) for kind in (SleepsInThread, Sleeps)]
+        for handle in (stuck, free):
+            await until_true(partial(_is, handle, JobStatus.SCHEDULED))
+        store = store_at(path)
+        with store._database.writing() as connection:
+            refused = f"WHEN OLD.id = '{stuck.id}' BEGIN SELECT RAISE(ABORT, 'stuck'); END"
+            connection.exec_driver_sql(f"CREATE TRIGGER stuck BEFORE UPDATE ON jobs {refused}")
+        clock.advance(3_601)
+        await pass_until(clock, lambda: ("run", 2) in CALLS)
+        assert await node_of(manager).scheduler.look() == LOOK_S
+        store.close()
 
 
 # ── signals ──

@@ -7,10 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, func, insert, select
 from sqlalchemy.orm import Session
@@ -28,7 +30,9 @@ from jobkit import (
     job,
     state,
 )
-from tests.runtime.kit import DEADLINE_S, REGISTRY, Echo, OtherProcess, make, until_true
+from jobkit.interfaces import Change
+from jobkit.lifecycle import Cause, Trigger
+from tests.runtime.kit import DEADLINE_S, REGISTRY, Echo, OtherProcess, make, until, until_true
 
 pytestmark = pytest.mark.anyio
 
@@ -181,6 +185,45 @@ async def test_a_checkpoint_commits_the_users_data_with_it(path, engine, kind, h
     assert _count(engine) == 5
 
 
+async def test_a_checkpoint_under_way_is_never_overtaken(path, engine):
+    """G3: a state that was packed earlier can't be stored after one that the user's transaction has committed."""
+    registry, refused = Registry(), list[str]()
+
+    @job(registry=registry)
+    class Overtakes(Job[int]):
+        done: int = state(0)
+
+        async def run(self, ctx: JobContext) -> int:
+            self.done += 1
+            async with anyio.create_task_group() as group:
+                group.start_soon(ctx.checkpoint)
+                await until(writing.is_set)
+                self.done += 1
+                with Session(engine) as session:
+                    session.execute(insert(ROWS).values(n=1))
+                    try:
+                        await ctx.checkpoint(session=session)
+                    except InvalidOption as error:
+                        refused.append(str(error))
+                go.set()
+            return self.done
+
+    writing, go = threading.Event(), threading.Event()
+    async with make(path, registry=registry) as manager:
+        commit = manager._store.commit
+
+        def slow(batch: Any) -> list[Any]:
+            if any(isinstance(write, Change) and write.state for write in batch):
+                writing.set()
+                assert go.wait(DEADLINE_S)
+            return commit(batch)
+
+        manager._store.commit = slow  # type: ignore[method-assign]
+        assert await (await manager.dispatch(Overtakes())).result(DEADLINE_S) == 2
+    assert "under way" in refused[0]
+    assert _count(engine) == 0
+
+
 @pytest.mark.parametrize("handler", [Writes, WritesInThread])
 async def test_a_pause_comes_with_the_commit(path, engine, handler):
     """G8: the interrupt is raised after both are committed, so the next attempt does nothing again."""
@@ -220,9 +263,6 @@ async def test_a_fenced_attempt_commits_nothing_of_the_users(path, engine):
                         raise
 
     async def steal(job_id: Any) -> None:
-        from jobkit.interfaces import Change
-        from jobkit.lifecycle import Cause, Trigger
-
         other.store.commit([Change(str(job_id), Cause(Trigger.OWNER_GONE))])
 
     other = OtherProcess(path, registry=REGISTRY)
@@ -239,9 +279,10 @@ import json, os, signal, sys
 import anyio
 from sqlalchemy import create_engine, event
 from jobkit import JobManager
+from jobkit.testing import kill_at
 from tests.runtime.test_sessions import ROWS, SESSIONS, Writes, WritesInThread
 
-path, handler, fatal = sys.argv[1], sys.argv[2], int(sys.argv[3])
+path, handler, fatal = sys.argv[1:]
 engine = create_engine(f"sqlite:///{path}")
 ROWS.metadata.create_all(engine)
 seen = 0
@@ -249,9 +290,11 @@ seen = 0
 def reached(*_):
     global seen
     seen += 1
-    if seen == fatal:
+    if str(seen) == fatal:
         os.kill(os.getpid(), signal.SIGKILL)
 
+if "." in fatal:
+    kill_at(fatal)
 for moment in ("before_cursor_execute", "after_cursor_execute", "commit"):
     event.listen(engine, moment, reached)
 
@@ -266,7 +309,7 @@ anyio.run(main)
 """
 
 
-def _run(path: Path, handler: str, fatal: int) -> subprocess.CompletedProcess[str]:
+def _run(path: Path, handler: str, fatal: object) -> subprocess.CompletedProcess[str]:
     environment = {"PYTHONPATH": str(Path(jobkit.__file__).parents[1]), "PATH": "/usr/bin:/bin"}
     return subprocess.run(
         [sys.executable, "-c", CHILD, str(path), handler, str(fatal)],
@@ -281,8 +324,9 @@ async def test_killed_at_every_statement_it_is_both_or_neither(path, tmp_path, h
     whole = _run(Path(shutil.copy(path, tmp_path / "whole.db")), handler, 0)
     total = json.loads(whole.stdout)["seen"]
     assert total >= 10
-    for fatal in range(1, total + 1, 1 if handler == "Writes" else 5):
-        database = Path(shutil.copy(path, tmp_path / f"killed{fatal}.db"))
+    statements = range(1, total + 1, 1 if handler == "Writes" else 5)
+    for fatal in (*statements, "session.before_commit", "session.after_commit"):
+        database = Path(shutil.copy(path, tmp_path / f"killed {fatal}.db"))
         assert _run(database, handler, fatal).returncode == -signal.SIGKILL
         again = _run(database, handler, 0)
         assert json.loads(again.stdout)["status"] == ["completed"], again.stderr
